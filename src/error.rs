@@ -1,0 +1,85 @@
+//! Everything that can go wrong, said so that a user can act on it.
+
+use std::path::{Path, PathBuf};
+
+/// A `Result` whose error is [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why something failed. The text names the file, the tensor, what is wrong and what is accepted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The command line or the options contradict themselves.
+    #[error("{0}")]
+    Usage(String),
+
+    /// The input cannot be processed as asked: every problem that the plan found, one a line.
+    #[error("{}", list(.0))]
+    Refused(Vec<String>),
+
+    /// A file is not what its name or its header says.
+    #[error("{}: {what}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what would be accepted.
+        what: String,
+    },
+
+    /// Reading, writing or moving a file failed.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried ("read", "write", …).
+        action: &'static str,
+        /// What the operating system answered.
+        source: std::io::Error,
+    },
+
+    /// A GPU could not be used, or computed something else than the CPU.
+    #[error("{0}")]
+    Device(String),
+
+    /// Ctrl-C, or a termination signal.
+    #[error("interrupted; nothing was written")]
+    Interrupted,
+}
+
+impl Error {
+    /// Exit code of the command: 2 for wrong usage and refused input, 1 for everything else.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Usage(_) | Error::Refused(_) | Error::Format { .. } => 2,
+            Error::Io { .. } | Error::Device(_) | Error::Interrupted => 1,
+        }
+    }
+
+    /// One refusal.
+    pub fn refused(problem: impl Into<String>) -> Self {
+        Error::Refused(vec![problem.into()])
+    }
+
+    /// A file that is not what it should be.
+    pub fn format(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
+        Error::Format { path: path.as_ref().to_owned(), what: what.into() }
+    }
+
+    /// Turns an I/O error into one that names the file: `.map_err(Error::io("read", path))`.
+    pub fn io<'a>(
+        action: &'static str,
+        path: impl AsRef<Path> + 'a,
+    ) -> impl FnOnce(std::io::Error) -> Self + 'a {
+        move |source| Error::Io { path: path.as_ref().to_owned(), action, source }
+    }
+}
+
+fn list(problems: &[String]) -> String {
+    match problems {
+        [one] => one.clone(),
+        many => {
+            let lines: String = many.iter().map(|p| format!("\n  - {p}")).collect();
+            format!("{} problems:{lines}", many.len())
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Schemes: how weights become codes. A new integer scheme is one row of [`PRESETS`].
+
+use crate::{observer::Observer, tensor::Float};
+use serde::{Deserialize, Serialize};
+
+/// Which weights share a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Strategy {
+    /// The whole matrix.
+    Tensor,
+    /// One output channel: a row.
+    Channel,
+    /// `group_size` neighbours within a row.
+    Group {
+        /// Weights a group.
+        group_size: usize,
+    },
+}
+
+impl Strategy {
+    /// compressed-tensors' name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Strategy::Tensor => "tensor",
+            Strategy::Channel => "channel",
+            Strategy::Group { .. } => "group",
+        }
+    }
+}
+
+impl std::fmt::Display for Strategy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Strategy::Group { group_size } => write!(f, "group {group_size}"),
+            other => f.write_str(other.name()),
+        }
+    }
+}
+
+/// What happens to a layer's inputs when the model runs; an entry in the config, nothing is stored for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Activations {
+    /// Left in floating point.
+    Float,
+    /// Quantized to int8 while running, one scale a token.
+    DynamicToken,
+}
+
+/// How the weights of one layer become codes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Scheme {
+    /// 4 or 8.
+    pub bits: u32,
+    /// Whether the range is centred on zero, without a zero point.
+    pub symmetric: bool,
+    /// Which weights share a scale.
+    pub strategy: Strategy,
+    /// How the range is found.
+    pub observer: Observer,
+    /// What happens to the layer's inputs.
+    pub activations: Activations,
+}
+
+impl Scheme {
+    /// Smallest code.
+    pub fn qmin(&self) -> i32 {
+        -(1 << (self.bits - 1))
+    }
+
+    /// Largest code.
+    pub fn qmax(&self) -> i32 {
+        (1 << (self.bits - 1)) - 1
+    }
+
+    /// Whether codes are packed into 32-bit words (weight-only), or stored as int8 (inputs are quantized too).
+    pub fn packed(&self) -> bool {
+        self.activations == Activations::Float
+    }
+}
+
+/// What a preset does to the tensors that it touches.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Method {
+    /// Quantize the selected layers.
+    Quantize(Scheme),
+    /// Cast every float tensor.
+    Cast(Float),
+}
+
+/// A named method.
+#[derive(Debug, Clone, Copy)]
+pub struct Preset {
+    /// Name for `--preset`, and the suffix of the output's name.
+    pub name: &'static str,
+    /// The value of `--bits` that selects it, if any.
+    pub bits: Option<u32>,
+    /// One line for the help.
+    pub about: &'static str,
+    /// What it does.
+    pub method: Method,
+}
+
+const W4A16: Scheme = Scheme {
+    bits: 4,
+    symmetric: true,
+    strategy: Strategy::Group { group_size: 128 },
+    observer: Observer::MinMax,
+    activations: Activations::Float,
+};
+
+/// Every preset.
+pub const PRESETS: [Preset; 5] = [
+    Preset {
+        name: "w4a16",
+        bits: Some(4),
+        about: "int4 weights in groups of 128, float inputs",
+        method: Method::Quantize(W4A16),
+    },
+    Preset {
+        name: "w8a16",
+        bits: None,
+        about: "int8 weights per channel, packed, float inputs",
+        method: Method::Quantize(Scheme { bits: 8, strategy: Strategy::Channel, ..W4A16 }),
+    },
+    Preset {
+        name: "w8a8",
+        bits: Some(8),
+        about: "int8 weights per channel, inputs quantized per token while running",
+        method: Method::Quantize(Scheme {
+            bits: 8,
+            strategy: Strategy::Channel,
+            activations: Activations::DynamicToken,
+            ..W4A16
+        }),
+    },
+    Preset {
+        name: "fp16",
+        bits: Some(16),
+        about: "every float tensor as IEEE half",
+        method: Method::Cast(Float::F16),
+    },
+    Preset {
+        name: "bf16",
+        bits: None,
+        about: "every float tensor as bfloat16",
+        method: Method::Cast(Float::BF16),
+    },
+];
+
+/// The preset of this name.
+pub fn preset(name: &str) -> Option<&'static Preset> {
+    PRESETS.iter().find(|p| p.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_select_one_preset_each() {
+        for bits in [4, 8, 16] {
+            assert_eq!(PRESETS.iter().filter(|p| p.bits == Some(bits)).count(), 1);
+        }
+    }
+}
