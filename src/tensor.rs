@@ -29,10 +29,7 @@ impl Dtype {
     /// Every dtype that a checkpoint may hold, smallest first.
     pub const ALL: [Dtype; 17] = {
         use Dtype::*;
-        [
-            BOOL, U8, I8, F8_E4M3, F8_E5M2, F8_E8M0, U16, I16, F16, BF16, U32, I32, F32, U64, I64,
-            F64, C64,
-        ]
+        [BOOL, U8, I8, F8_E4M3, F8_E5M2, F8_E8M0, U16, I16, F16, BF16, U32, I32, F32, U64, I64, F64, C64]
     };
 
     /// Bytes of one element.

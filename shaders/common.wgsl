@@ -1,0 +1,203 @@
+// Twin: src/kernels.rs (constants, TileParams, TileBuffers) and src/kernels/arithmetic.rs (functions).
+//
+// Weights travel as the bits of an f32. Comparisons are made on bits, and no product feeds a sum, so that no driver's
+// liberty with floats can change a byte of the result (see src/kernels.rs).
+
+const WORKGROUP: u32 = 64u;
+const F32: u32 = 0u;
+const F16: u32 = 1u;
+const BF16: u32 = 2u;
+const SIGN: u32 = 0x80000000u;
+const MAGNITUDE: u32 = 0x7fffffffu;
+const INFINITY: u32 = 0x7f800000u;
+const MIN_NORMAL: u32 = 0x00800000u;
+const MIN_SCALE: u32 = 0x01000000u;   // 2^-125
+const MIN_SEARCH: u32 = 0x0d800000u;  // 2^-100
+
+override INPUT_DTYPE: u32 = 2u;
+override LANES: u32 = 1u;             // threads that share a chunk: a power of two, at most WORKGROUP
+
+struct TileParams {
+  input_dtype: u32,
+  output_dtype: u32,    // of dequantize and convert
+  scale_dtype: u32,
+  elements: u32,        // weights in the tile
+  row_len: u32,         // weights a packed row; each row of codes starts on a new word
+  group_len: u32,       // neighbours that share a scale
+  groups: u32,
+  chunk_len: u32,       // part of a group that one team reduces
+  chunks_per_group: u32,
+  chunks: u32,
+  channel_len: u32,     // neighbours that share a histogram or a clip
+  bits: u32,
+  symmetric: u32,
+  qmin: i32,
+  qmax: i32,
+  code_offset: i32,     // added to a code before packing; 0 keeps two's complement
+  bins: u32,            // of a histogram
+  candidates: u32,      // of the search for the least squared error; 0 is none
+  both_signs: u32,      // whether the search tries negative scales
+  tallies: u32,         // tables of error sums a group
+  saturate: u32,        // whether convert and dequantize clamp what overflows
+  zero: u32,            // 0, but the compiler cannot know
+}
+
+@group(0) @binding(0) var<uniform> params: TileParams;
+@group(0) @binding(1) var<storage, read> input: array<vec4<u32>>;               // weights as stored; codes for dequantize
+@group(0) @binding(2) var<storage, read_write> ranges: array<atomic<u32>>;      // [groups][2]: ordered(-min), ordered(max)
+@group(0) @binding(3) var<storage, read> edges: array<u32>;                     // [channels][bins + 1], or [channels][2] clips; ordered
+@group(0) @binding(4) var<storage, read_write> counts: array<atomic<u32>>;      // [channels][bins], or [chunks][candidates][low, high]
+@group(0) @binding(5) var<storage, read_write> scales: array<u32>;              // [groups] f32 bits, already rounded to scale_dtype
+@group(0) @binding(6) var<storage, read_write> zero_points: array<i32>;         // [groups]
+@group(0) @binding(7) var<storage, read_write> output: array<u32>;              // packed codes; floats for dequantize and convert
+@group(0) @binding(8) var<storage, read_write> errors: array<vec2<f32>>;        // [chunks] sums of (x/s)^2 and ((x - x̂)/s)^2
+
+fn flat_index(workgroup: vec3<u32>, workgroups: vec3<u32>, local: u32) -> u32 {
+  return (workgroup.y * workgroups.x + workgroup.x) * WORKGROUP + local;
+}
+
+fn input_word(i: u32) -> u32 { return input[i >> 2u][i & 3u]; }
+
+// f32 bits of weight i, exactly as stored.
+fn load_bits(i: u32) -> u32 {
+  if (INPUT_DTYPE == F32) { return input_word(i); }
+  let half = (input_word(i >> 1u) >> ((i & 1u) * 16u)) & 0xffffu;
+  if (INPUT_DTYPE == F16) { return f16_to_f32(half); }
+  return half << 16u;
+}
+
+// What lies below the normals counts as zero.
+fn flush(x: u32) -> u32 { return select(x, 0u, (x & MAGNITUDE) < MIN_NORMAL); }
+
+fn load_weight(i: u32) -> u32 { return flush(load_bits(i)); }
+
+// Orders the bits of floats as the floats are ordered; ordered(-x) == ~ordered(x).
+fn ordered(x: u32) -> u32 { return x ^ select(SIGN, 0xffffffffu, x >= SIGN); }
+
+fn multiply(a: u32, b: u32) -> u32 { return bitcast<u32>(bitcast<f32>(a) * bitcast<f32>(b)); }
+
+// a / b of positive normal floats, rounded to nearest; below the normals 0, above them infinity.
+fn div_rn(a: u32, b: u32) -> u32 {
+  if (a < MIN_NORMAL) { return 0u; }
+  if (a >= INFINITY) { return INFINITY; }
+  let divisor = (b & 0x7fffffu) | 0x800000u;
+  var rest = (a & 0x7fffffu) | 0x800000u;
+  var exponent = i32(a >> 23u) - i32(b >> 23u) + 127;
+  if (rest < divisor) { rest = rest << 1u; exponent = exponent - 1; }
+  rest = (rest - divisor) << 8u;
+  let d0 = rest / divisor; rest = (rest - d0 * divisor) << 8u;
+  let d1 = rest / divisor; rest = (rest - d1 * divisor) << 8u;
+  let d2 = rest / divisor;
+  let quotient = (d0 << 16u) | (d1 << 8u) | d2;   // bit 0 is the round bit; a tie cannot occur
+  if (exponent <= 0) { return select(0u, MIN_NORMAL, exponent == 0 && quotient >= 0xfffffeu); }
+  if (exponent >= 255) { return INFINITY; }
+  return (u32(exponent) << 23u) + (quotient >> 1u) + (quotient & 1u);
+}
+
+fn f32_to_f16(x: u32) -> u32 {
+  let sign = (x >> 16u) & 0x8000u;
+  let u = x & MAGNITUDE;
+  if (u >= 0x38800000u) {
+    if (u > INFINITY) { return sign | 0x7e00u | ((u >> 13u) & 0x3ffu); }
+    if (u >= 0x477ff000u) { return sign | 0x7c00u; }
+    return sign | ((u - 0x38000000u + 0xfffu + ((u >> 13u) & 1u)) >> 13u);
+  }
+  if (u <= 0x33000000u) { return sign; }
+  let shift = 126u - (u >> 23u);
+  let mantissa = (u & 0x7fffffu) | 0x800000u;
+  let k = mantissa >> shift;
+  return sign | ((mantissa + (1u << (shift - 1u)) - 1u + (k & 1u)) >> shift);
+}
+
+fn f16_to_f32(h: u32) -> u32 {
+  let sign = (h & 0x8000u) << 16u;
+  let u = h & 0x7fffu;
+  if (u > 0x7c00u) { return sign | 0x7fc00000u | (u << 13u); }
+  if (u == 0x7c00u) { return sign | INFINITY; }
+  if (u >= 0x400u) { return sign | ((u << 13u) + 0x38000000u); }
+  if (u == 0u) { return sign; }
+  let zeros = countLeadingZeros(u);
+  return sign | (((134u - zeros) << 23u) + ((u << (zeros - 8u)) & 0x7fffffu));
+}
+
+fn f32_to_bf16(x: u32) -> u32 {
+  if ((x & MAGNITUDE) > INFINITY) { return (x >> 16u) | 0x40u; }
+  return (x + 0x7fffu + ((x >> 16u) & 1u)) >> 16u;
+}
+
+// The bits of x in dtype, in the low half for 16-bit floats.
+fn narrow(x: u32, dtype: u32) -> u32 {
+  if (dtype == F32) { return x; }
+  if (dtype == F16) { return f32_to_f16(x); }
+  return f32_to_bf16(x);
+}
+
+fn widen(x: u32, dtype: u32) -> u32 {
+  if (dtype == F32) { return x; }
+  if (dtype == F16) { return f16_to_f32(x); }
+  return x << 16u;
+}
+
+// A scale as it is stored; one that is too small to work with becomes the dtype's eps, and everything decodes to zero.
+fn stored_scale(s: u32) -> u32 {
+  let rounded = widen(narrow(s, params.scale_dtype), params.scale_dtype);
+  if (rounded >= MIN_SCALE) { return rounded; }
+  if (params.scale_dtype == F32) { return 0x34000000u; }   // 2^-23
+  if (params.scale_dtype == F16) { return 0x3a800000u; }   // 2^-10
+  return 0x3c000000u;                                      // 2^-7
+}
+
+// Nearest integer to x / s, ties to where result + z is even. Bits of non-negative floats; inverse is about 1 / s: an
+// error of one in the guess k is made good by the comparison with the middle between k and k + 1.
+fn round_quotient(x: u32, s: u32, inverse: f32, z: i32) -> u32 {
+  let magnitude = min(x, min(s + (10u << 23u), 0x7f7fffffu));
+  let k = u32(bitcast<f32>(magnitude) * inverse);
+  let middle = bitcast<u32>((f32(k) + 0.5) * bitcast<f32>(s));
+  let odd = ((k + u32(z)) & 1u) == 1u;
+  return k + u32(magnitude > middle || (magnitude == middle && odd));
+}
+
+struct QParams { scale: u32, zero_point: i32 }
+
+// Scale and zero point number i of the search over [-low, high]; number 0 covers the whole range.
+fn candidate(low: u32, high: u32, i: u32) -> QParams {
+  if (params.symmetric == 1u) {
+    let j = select(0u, i - 1u, i > 0u);
+    let step = select(j, j >> 1u, params.both_signs == 1u);
+    let negative = params.both_signs == 1u && (j & 1u) == 1u;
+    var steps = f32(params.qmax - params.qmin) * 0.5;
+    if (i > 0u) { steps = select(f32(127u + step), f32(56u + step) * 0.125, params.bits == 4u); }
+    let scale = stored_scale(div_rn(max(low, high), bitcast<u32>(steps)));
+    return QParams(scale | select(0u, SIGN, negative), 0);
+  }
+  let shrink = bitcast<u32>(f32(64u - i) * 0.015625);   // exact, like every factor of the form n/64
+  let range = multiply(bitcast<u32>(bitcast<f32>(low) + bitcast<f32>(high)), shrink);
+  let scale = stored_scale(div_rn(range, bitcast<u32>(f32(params.qmax - params.qmin))));
+  let offset = round_quotient(flush(multiply(low, shrink)), scale, 1.0 / bitcast<f32>(scale), params.qmin);
+  return QParams(scale, min(params.qmin + i32(offset), params.qmax));
+}
+
+// -min and max of a group, each widened to include zero. Zeros stand for "nothing seen".
+fn range_low(group: u32) -> u32 { return widened(atomicLoad(&ranges[2u * group])); }
+fn range_high(group: u32) -> u32 { return widened(atomicLoad(&ranges[2u * group + 1u])); }
+fn widened(bound: u32) -> u32 { return select(0u, bound & MAGNITUDE, bound >= SIGN); }
+
+// The code in the low bits of a packed word.
+fn decoded_code(stored: u32) -> i32 {
+  let unused = 32u - params.bits;
+  if (params.code_offset != 0) { return i32((stored << unused) >> unused) - params.code_offset; }
+  return i32(stored << unused) >> unused;
+}
+
+// x in output_dtype, in the low half for 16-bit floats. counts[0] is of finite values that overflowed, which are clamped
+// if the tile says so; counts[1] of values that were not finite.
+fn converted(x: u32) -> u32 {
+  let narrowed = narrow(x, params.output_dtype);
+  if ((x & MAGNITUDE) >= INFINITY) {
+    atomicAdd(&counts[1], 1u);
+    return narrowed;
+  }
+  if ((widen(narrowed, params.output_dtype) & MAGNITUDE) < INFINITY) { return narrowed; }
+  atomicAdd(&counts[0], 1u);
+  return narrowed - params.saturate;   // the largest finite value lies just below infinity, on either side of zero
+}

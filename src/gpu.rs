@@ -1,0 +1,476 @@
+//! The GPU backend: adapters, pipelines, and a ring of staging buffers, through wgpu (Vulkan, Metal, DX12).
+//!
+//! A slot of the ring owns every buffer of one tile: the mapped staging buffer that a reader fills, the eight storage
+//! buffers, and a readback buffer. While one slot computes, others upload or wait to be read.
+#![allow(unsafe_code)] // two places, each with its reason: trusted shaders, and reading files into mapped memory
+
+use crate::{
+    backend::{Backend, Dispatches, Fill, Results, Take, Tile},
+    error::{Error, Result},
+    kernels::{self, Binding, Kernel, Lengths, Shape, WORKGROUP, cases},
+    tensor::Float,
+};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex},
+};
+use wgpu::{BufferUsages, DeviceType, PollType};
+
+/// What `monoquant devices` lists of an adapter.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct AdapterFacts {
+    /// The adapter's own name.
+    pub name: String,
+    /// Vulkan, Metal or DX12.
+    pub api: String,
+    /// "discrete GPU", "integrated GPU", "software", …
+    pub kind: &'static str,
+    /// Driver and its version.
+    pub driver: String,
+    /// Largest storage binding, in bytes.
+    pub max_binding_bytes: u64,
+    /// Largest buffer, in bytes.
+    pub max_buffer_bytes: u64,
+    /// Smallest and largest subgroup, 0 where the adapter has none.
+    pub subgroups: [u32; 2],
+    /// Whether it computes on the CPU.
+    pub software: bool,
+}
+
+/// An adapter that could be opened.
+pub struct Adapter {
+    /// What it is.
+    pub facts: AdapterFacts,
+    adapter: wgpu::Adapter,
+}
+
+/// Every adapter, the best first: discrete, integrated, virtual, other, software.
+pub fn adapters() -> Vec<Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::PRIMARY;
+    let instance = wgpu::Instance::new(descriptor);
+    let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
+    let mut list: Vec<_> = found
+        .into_iter()
+        .filter(|a| a.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS))
+        .map(|adapter| Adapter { facts: facts(&adapter), adapter })
+        .collect();
+    list.sort_by_key(|a| rank(a.adapter.get_info().device_type));
+    list
+}
+
+fn rank(device_type: DeviceType) -> u32 {
+    match device_type {
+        DeviceType::DiscreteGpu => 0,
+        DeviceType::IntegratedGpu => 1,
+        DeviceType::VirtualGpu => 2,
+        DeviceType::Other => 3,
+        DeviceType::Cpu => 4,
+    }
+}
+
+fn facts(adapter: &wgpu::Adapter) -> AdapterFacts {
+    let info = adapter.get_info();
+    let limits = adapter.limits();
+    let subgroups = adapter.features().contains(wgpu::Features::SUBGROUP);
+    // SwiftShader reports itself as a CPU; a rasterizer that does not is known by its name
+    let software = info.device_type == DeviceType::Cpu
+        || ["llvmpipe", "lavapipe", "swiftshader", "basic render driver"]
+            .iter()
+            .any(|s| info.name.to_lowercase().contains(s));
+    AdapterFacts {
+        kind: match info.device_type {
+            _ if software => "software",
+            DeviceType::DiscreteGpu => "discrete GPU",
+            DeviceType::IntegratedGpu => "integrated GPU",
+            DeviceType::VirtualGpu => "virtual GPU",
+            _ => "other",
+        },
+        name: info.name,
+        api: format!("{:?}", info.backend),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+        max_binding_bytes: limits.max_storage_buffer_binding_size,
+        max_buffer_bytes: limits.max_buffer_size,
+        subgroups: if subgroups { [info.subgroup_min_size, info.subgroup_max_size] } else { [0, 0] },
+        software,
+    }
+}
+
+/// Settings that change how fast an adapter computes, or that tests need; none changes a byte.
+#[derive(Debug, Clone, Default)]
+pub struct GpuOptions {
+    /// How threads form teams; by default one thread a chunk on software, 16 on hardware.
+    pub shape: Option<Shape>,
+    /// Bytes of weights a tile.
+    pub tile_bytes: Option<usize>,
+    /// For tests of the checks themselves: replaces a text in every shader.
+    pub corrupt: Option<(&'static str, &'static str)>,
+}
+
+/// Runs the WGSL kernels on one adapter.
+pub struct GpuBackend {
+    facts: AdapterFacts,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    layout: wgpu::BindGroupLayout,
+    pipeline_layout: wgpu::PipelineLayout,
+    pipelines: HashMap<(&'static str, u32), wgpu::ComputePipeline>,
+    shape: Shape,
+    options: GpuOptions,
+    free: Vec<Slot>,
+    busy: VecDeque<(Slot, Tile, wgpu::SubmissionIndex)>,
+    dispatches: Dispatches,
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+/// Tiles in flight: one is read, one computes, one is read back.
+const DEPTH: usize = 3;
+const TILE_BYTES_HARDWARE: usize = 16 << 20;
+const TILE_BYTES_SOFTWARE: usize = 4 << 20;
+
+struct Slot {
+    capacity: Lengths,
+    staging: wgpu::Buffer,
+    uniform: wgpu::Buffer,
+    storage: [wgpu::Buffer; 8],
+    readback: wgpu::Buffer,
+    bind_group: wgpu::BindGroup,
+}
+
+impl GpuBackend {
+    /// Opens an adapter, compiles nothing yet.
+    pub fn open(adapter: &Adapter, options: GpuOptions) -> Result<Self> {
+        let facts = adapter.facts.clone();
+        let wanted = wgpu::Features::SUBGROUP;
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("monoquant"),
+            required_features: adapter.adapter.features() & wanted,
+            required_limits: adapter.adapter.limits(),
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..Default::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.adapter.request_device(&descriptor))
+            .map_err(|e| Error::Device(format!("{}: cannot open the device: {e}", facts.name)))?;
+        let failure = Arc::new(Mutex::new(None));
+        let seen = failure.clone();
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| note(&seen, e.to_string())));
+        let seen = failure.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                note(&seen, format!("device lost: {message}"));
+            }
+        });
+        let layout = bind_group_layout(&device);
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: None,
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let shape = options.shape.unwrap_or_else(|| best_shape(&facts));
+        Ok(GpuBackend {
+            facts,
+            device,
+            queue,
+            layout,
+            pipeline_layout,
+            pipelines: HashMap::new(),
+            shape,
+            options,
+            free: Vec::new(),
+            busy: VecDeque::new(),
+            dispatches: Dispatches::new(),
+            failure,
+        })
+    }
+
+    /// What the adapter is.
+    pub fn facts(&self) -> &AdapterFacts {
+        &self.facts
+    }
+
+    /// Runs the harness of twins on this adapter; `short` for the form that runs before every job.
+    pub fn check(&mut self, short: bool) -> Result<cases::Outcome> {
+        let before = self.dispatches.clone();
+        let outcome = cases::compare(self, &cases::cases(short));
+        self.dispatches = before;
+        outcome
+    }
+
+    fn failed(&self) -> Result<()> {
+        match self.failure.lock().unwrap_or_else(|e| e.into_inner()).as_ref() {
+            Some(message) => Err(Error::Device(format!("{}: {message}", self.facts.name))),
+            None => Ok(()),
+        }
+    }
+
+    fn prepare(&mut self, kernel: &'static Kernel, input_dtype: u32) {
+        let Self { device, pipelines, pipeline_layout, shape, options, .. } = self;
+        pipelines.entry((kernel.name, input_dtype)).or_insert_with(|| {
+            let mut source = kernels::source(kernel, *shape);
+            if let Some((from, to)) = options.corrupt {
+                source = source.replace(from, to);
+            }
+            let descriptor = wgpu::ShaderModuleDescriptor {
+                label: Some(kernel.name),
+                source: wgpu::ShaderSource::Wgsl(Cow::Owned(source)),
+            };
+            // SAFETY: the sources are ours; every index is below a length that `Kernel::touches` states and the slot's
+            // buffers have, and every loop ends. The harness runs the same sources with buffers of exact lengths.
+            let module = unsafe {
+                device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
+            };
+            let lanes = if kernel.team { shape.lanes } else { 1 };
+            let constants = [("INPUT_DTYPE", f64::from(input_dtype)), ("LANES", f64::from(lanes))];
+            device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(kernel.name),
+                layout: Some(pipeline_layout),
+                module: &module,
+                entry_point: Some(kernel.name),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    constants: &constants,
+                    zero_initialize_workgroup_memory: false,
+                },
+                cache: None,
+            })
+        });
+    }
+
+    fn slot(&mut self, lengths: &Lengths) -> Slot {
+        match self.free.pop() {
+            Some(slot) if slot.capacity.max(*lengths) == slot.capacity => slot,
+            Some(slot) => Slot::new(&self.device, &self.layout, slot.capacity.max(*lengths)),
+            None => Slot::new(&self.device, &self.layout, *lengths),
+        }
+    }
+
+    fn encode(&mut self, slot: &Slot, tile: &Tile) -> wgpu::SubmissionIndex {
+        let lengths = tile.lengths();
+        self.queue.write_buffer(&slot.uniform, 0, bytemuck::bytes_of(&tile.params));
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        let input = &slot.storage[0];
+        encoder.copy_buffer_to_buffer(
+            &slot.staging,
+            0,
+            input,
+            0,
+            Some(4 * lengths.of(Binding::Input).max(4) as u64),
+        );
+        for binding in [Binding::Ranges, Binding::Counts] {
+            if lengths.of(binding) > 0 {
+                let bytes = 4 * lengths.of(binding) as u64;
+                encoder.clear_buffer(&slot.storage[binding as usize - 1], 0, Some(bytes));
+            }
+        }
+        if !tile.preload.is_empty() {
+            // clears come first, then what the tile starts with
+            self.queue.submit([encoder.finish()]);
+            for (binding, words) in &tile.preload {
+                self.queue.write_buffer(&slot.storage[*binding as usize - 1], 0, bytemuck::cast_slice(words));
+            }
+            encoder = self.device.create_command_encoder(&Default::default());
+        }
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        pass.set_bind_group(0, &slot.bind_group, &[]);
+        for kernel in &tile.kernels {
+            let lanes = if kernel.team { self.shape.lanes } else { 1 };
+            let workgroups = ((kernel.threads)(&tile.params) * lanes).div_ceil(WORKGROUP);
+            if workgroups == 0 {
+                continue;
+            }
+            let limit = self.device.limits().max_compute_workgroups_per_dimension;
+            let high = workgroups.div_ceil(limit);
+            pass.set_pipeline(&self.pipelines[&(kernel.name, tile.params.input_dtype)]);
+            pass.dispatch_workgroups(workgroups.div_ceil(high), high, 1);
+            *self.dispatches.entry(kernel.name).or_default() += 1;
+        }
+        drop(pass);
+        let mut at = 0;
+        for &binding in tile.wants {
+            let bytes = 4 * lengths.of(binding) as u64;
+            if bytes > 0 {
+                let from = &slot.storage[binding as usize - 1];
+                encoder.copy_buffer_to_buffer(from, 0, &slot.readback, at, Some(bytes));
+            }
+            at += bytes;
+        }
+        self.queue.submit([encoder.finish()])
+    }
+}
+
+fn note(failure: &Mutex<Option<String>>, message: String) {
+    failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(message);
+}
+
+/// One thread a chunk where threads are lanes of a CPU; on hardware 16, so that a group of 128 16-bit weights is one
+/// coalesced 16-byte load a thread.
+fn best_shape(facts: &AdapterFacts) -> Shape {
+    if facts.software {
+        return Shape { lanes: 1, subgroups: false };
+    }
+    Shape { lanes: 16, subgroups: facts.subgroups[0] >= 16 }
+}
+
+fn bind_group_layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
+    let entry = |binding, ty| wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+        count: None,
+    };
+    let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform)];
+    for binding in Binding::ALL {
+        let read_only = binding.read_only();
+        entries.push(entry(binding as u32, wgpu::BufferBindingType::Storage { read_only }));
+    }
+    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
+}
+
+impl Slot {
+    fn new(device: &wgpu::Device, layout: &wgpu::BindGroupLayout, capacity: Lengths) -> Self {
+        let buffer = |words: usize, usage, mapped_at_creation| {
+            let size = 4 * words.max(4) as u64; // a binding cannot be empty
+            device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation })
+        };
+        let uniform_words = kernels::PARAM_NAMES.len();
+        let uniform = buffer(uniform_words, BufferUsages::UNIFORM | BufferUsages::COPY_DST, false);
+        let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
+        let storage = Binding::ALL.map(|binding| buffer(capacity.of(binding), usage, false));
+        let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
+        for (binding, buffer) in Binding::ALL.iter().zip(&storage) {
+            let resource = buffer.as_entire_binding();
+            entries.push(wgpu::BindGroupEntry { binding: *binding as u32, resource });
+        }
+        let bind_group =
+            device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries });
+        let returned = Binding::ALL.iter().filter(|b| !b.read_only()).map(|&b| capacity.of(b)).sum();
+        Slot {
+            staging: buffer(
+                capacity.of(Binding::Input),
+                BufferUsages::MAP_WRITE | BufferUsages::COPY_SRC,
+                true,
+            ),
+            readback: buffer(returned, BufferUsages::MAP_READ | BufferUsages::COPY_DST, false),
+            capacity,
+            uniform,
+            storage,
+            bind_group,
+        }
+    }
+}
+
+impl Backend for GpuBackend {
+    fn describe(&self) -> String {
+        let AdapterFacts { name, api, kind, driver, .. } = &self.facts;
+        format!("{name} ({kind}, {api}, {driver})")
+    }
+
+    fn tile_bytes(&self) -> usize {
+        let usual = if self.facts.software { TILE_BYTES_SOFTWARE } else { TILE_BYTES_HARDWARE };
+        self.options.tile_bytes.unwrap_or(usual)
+    }
+
+    fn depth(&self) -> usize {
+        DEPTH
+    }
+
+    fn bytes_per_tile(&self, lengths: &Lengths) -> u64 {
+        // staging and readback beside the storage buffers
+        lengths.bytes() * 2
+    }
+
+    fn max_buffer_bytes(&self) -> u64 {
+        self.facts.max_binding_bytes.min(self.facts.max_buffer_bytes / 2)
+    }
+
+    fn submit(&mut self, tile: Tile, fill: Fill) -> Result<()> {
+        self.failed()?;
+        let lengths = tile.lengths();
+        for kernel in &tile.kernels {
+            self.prepare(kernel, tile.params.input_dtype);
+        }
+        let slot = self.slot(&lengths);
+        {
+            let bytes = 4 * lengths.of(Binding::Input) as u64;
+            let mapped = slot.staging.get_mapped_range_mut(0..bytes.max(16));
+            let mut mapped = mapped.map_err(|e| self.lost(&e.to_string()))?;
+            let mut view = mapped.slice(..tile.input_bytes);
+            // SAFETY: the view is this slice, mapped for writing, and was zeroed by wgpu when it was made. `fill` only
+            // writes to it (a positioned read of a file); reading it would merely be slow on write-combined memory.
+            fill(unsafe { view.as_raw_ptr().as_mut() })?;
+        }
+        slot.staging.unmap();
+        let index = self.encode(&slot, &tile);
+        let wanted: usize = tile.wants.iter().map(|&b| lengths.of(b)).sum();
+        if wanted > 0 {
+            slot.readback.map_async(wgpu::MapMode::Read, 0..4 * wanted as u64, |_| {});
+        }
+        slot.staging.map_async(wgpu::MapMode::Write, .., |_| {});
+        self.busy.push_back((slot, tile, index));
+        Ok(())
+    }
+
+    fn collect(&mut self, take: Take) -> Result<bool> {
+        let Some((slot, tile, index)) = self.busy.pop_front() else { return Ok(false) };
+        let wait = PollType::Wait { submission_index: Some(index), timeout: None };
+        self.device.poll(wait).map_err(|e| self.lost(&e.to_string()))?;
+        self.failed()?;
+        let lengths = tile.lengths();
+        let wanted: usize = tile.wants.iter().map(|&b| lengths.of(b)).sum();
+        if wanted == 0 {
+            take(tile, &Results::default())?;
+        } else {
+            let view = slot.readback.get_mapped_range(0..4 * wanted as u64);
+            let view = view.map_err(|e| self.lost(&e.to_string()))?;
+            let words: &[u32] = bytemuck::cast_slice(&view);
+            let mut results = Results::default();
+            let mut at = 0;
+            for &binding in tile.wants {
+                results.set(binding, &words[at..at + lengths.of(binding)]);
+                at += lengths.of(binding);
+            }
+            take(tile, &results)?;
+            drop(view);
+            slot.readback.unmap();
+        }
+        self.free.push(slot);
+        Ok(true)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.busy.len()
+    }
+
+    fn dispatches(&self) -> Dispatches {
+        self.dispatches.clone()
+    }
+}
+
+impl GpuBackend {
+    fn lost(&self, what: &str) -> Error {
+        self.failed().err().unwrap_or_else(|| Error::Device(format!("{}: {what}", self.facts.name)))
+    }
+}
+
+/// What the kernels need of an adapter, in the words of its limits; `None` if it has enough.
+pub fn lacks(adapter: &Adapter) -> Option<String> {
+    let limits = adapter.adapter.limits();
+    if limits.max_storage_buffers_per_shader_stage < 8 {
+        let has = limits.max_storage_buffers_per_shader_stage;
+        return Some(format!("it binds {has} storage buffers, 8 are needed"));
+    }
+    if limits.max_compute_invocations_per_workgroup < WORKGROUP {
+        return Some(format!("its workgroups have fewer than {WORKGROUP} threads"));
+    }
+    None
+}
+
+/// Compiles every kernel for every dtype: what a first tile would otherwise wait for.
+pub fn compile_all(backend: &mut GpuBackend) -> Result<()> {
+    for kernel in kernels::ALL {
+        for dtype in Float::ALL {
+            backend.prepare(kernel, dtype as u32);
+        }
+    }
+    backend.failed()
+}

@@ -1,0 +1,396 @@
+//! The steps of quantization, each in two bodies: a WGSL kernel and a Rust twin that make the same bytes.
+//!
+//! This file is Rust's side of `shaders/common.wgsl`: constants, [`TileParams`], [`TileBuffers`] (one field a binding)
+//! and the list [`ALL`]. `tests/twins.rs` holds both sides against each other.
+//!
+//! The contract, for every device (steps say more in their own files):
+//! 1. Weights decode to f32 exactly, by integers; what lies below the normals counts as zero.
+//! 2. A range is −min and max, widened to include 0; lanes, tiles and workgroups combine by integer maximum.
+//! 3. scale = RN(absmax / ((qmax − qmin)/2)) or RN(RN(max − min) / (qmax − qmin)), rounded to the dtype that stores it.
+//!    Everything after uses the stored scale. One below 2⁻¹²⁵ becomes the dtype's eps, and all codes decode to 0.
+//! 4. zero_point = clamp(qmin + RNE(−min/scale)); 0 when symmetric.
+//! 5. code = clamp(RNE(x/scale + zero_point)), of the real quotient, ties to the even code.
+//! 6. x̂ = RN((code − zero_point) · scale).
+
+pub mod arithmetic;
+pub mod cases;
+pub mod clip_range;
+pub mod convert;
+pub mod dequantize;
+pub mod error;
+pub mod histogram;
+pub mod minmax;
+pub mod qparams;
+pub mod quantize_pack;
+pub mod search;
+
+use crate::tensor::Float;
+
+/// Threads a workgroup, in every kernel.
+pub const WORKGROUP: u32 = 64;
+/// Longest part of a group that one team of threads reduces.
+pub const CHUNK: u32 = 1024;
+
+/// Bit patterns that both sides name alike.
+pub mod bits {
+    #![allow(missing_docs)]
+    pub const F32: u32 = 0;
+    pub const F16: u32 = 1;
+    pub const BF16: u32 = 2;
+    pub const SIGN: u32 = 0x8000_0000;
+    pub const MAGNITUDE: u32 = 0x7fff_ffff;
+    pub const INFINITY: u32 = 0x7f80_0000;
+    pub const MIN_NORMAL: u32 = 0x0080_0000;
+    pub const MIN_SCALE: u32 = 0x0100_0000;
+    pub const MIN_SEARCH: u32 = 0x0d80_0000;
+
+    /// Names and values, for the comparison with common.wgsl.
+    pub const NAMED: [(&str, u32); 10] = [
+        ("WORKGROUP", super::WORKGROUP),
+        ("F32", F32),
+        ("F16", F16),
+        ("BF16", BF16),
+        ("SIGN", SIGN),
+        ("MAGNITUDE", MAGNITUDE),
+        ("INFINITY", INFINITY),
+        ("MIN_NORMAL", MIN_NORMAL),
+        ("MIN_SCALE", MIN_SCALE),
+        ("MIN_SEARCH", MIN_SEARCH),
+    ];
+}
+
+/// What a tile is and how it is to be computed: the only uniform. Fields as in common.wgsl, in the same order.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[allow(missing_docs)]
+pub struct TileParams {
+    pub input_dtype: u32,
+    pub output_dtype: u32,
+    pub scale_dtype: u32,
+    pub elements: u32,
+    pub row_len: u32,
+    pub group_len: u32,
+    pub groups: u32,
+    pub chunk_len: u32,
+    pub chunks_per_group: u32,
+    pub chunks: u32,
+    pub channel_len: u32,
+    pub bits: u32,
+    pub symmetric: u32,
+    pub qmin: i32,
+    pub qmax: i32,
+    pub code_offset: i32,
+    pub bins: u32,
+    pub candidates: u32,
+    pub both_signs: u32,
+    pub tallies: u32,
+    pub saturate: u32,
+    pub zero: u32,
+}
+
+/// Names of the fields of [`TileParams`], in order; every one is four bytes.
+pub const PARAM_NAMES: [&str; 22] = [
+    "input_dtype",
+    "output_dtype",
+    "scale_dtype",
+    "elements",
+    "row_len",
+    "group_len",
+    "groups",
+    "chunk_len",
+    "chunks_per_group",
+    "chunks",
+    "channel_len",
+    "bits",
+    "symmetric",
+    "qmin",
+    "qmax",
+    "code_offset",
+    "bins",
+    "candidates",
+    "both_signs",
+    "tallies",
+    "saturate",
+    "zero",
+];
+
+impl TileParams {
+    /// Sets the lengths of groups and what follows from them: chunks, tallies.
+    pub fn with_groups(mut self, elements: u32, group_len: u32) -> Self {
+        self.elements = elements;
+        self.group_len = group_len;
+        self.groups = elements.checked_div(group_len).unwrap_or(0);
+        self.chunk_len = group_len.min(CHUNK);
+        self.chunks_per_group = group_len.div_ceil(CHUNK);
+        self.chunks = self.groups * self.chunks_per_group;
+        self.tallies = self.chunks_per_group;
+        self
+    }
+
+    /// Sets the grid of codes.
+    pub fn with_grid(mut self, bits: u32, symmetric: bool, packed: bool) -> Self {
+        self.bits = bits;
+        self.symmetric = symmetric.into();
+        self.qmin = -(1 << (bits - 1));
+        self.qmax = (1 << (bits - 1)) - 1;
+        self.code_offset = if packed { 1 << (bits - 1) } else { 0 };
+        self
+    }
+
+    /// Sets the number of scales that the search for the least squared error tries.
+    pub fn with_search(mut self, both_signs: bool) -> Self {
+        let signs = if both_signs { 2 } else { 1 };
+        self.both_signs = both_signs.into();
+        self.candidates = match (self.symmetric, self.bits) {
+            (0, _) => 26,             // ranges shrunk to n/64, n = 64 to 39
+            (_, 4) => 1 + 60 * signs, // absmax / c, c = 7 to 14.375 in steps of 1/8
+            (_, _) => 1 + 34 * signs, // absmax / c, c = 127 to 160
+        };
+        if self.symmetric == 0 {
+            self.both_signs = 0;
+        }
+        self
+    }
+
+    /// The dtype of the weights.
+    pub fn input_float(&self) -> Float {
+        float(self.input_dtype)
+    }
+
+    /// Codes in a 32-bit word.
+    pub fn codes_per_word(&self) -> u32 {
+        32 / self.bits
+    }
+
+    /// Words of a row of codes.
+    pub fn words_per_row(&self) -> u32 {
+        self.row_len.div_ceil(self.codes_per_word())
+    }
+
+    /// Words of all codes of the tile.
+    pub fn code_words(&self) -> u32 {
+        if self.row_len == 0 { 0 } else { self.elements.div_ceil(self.row_len) * self.words_per_row() }
+    }
+
+    /// Words of the tile's weights in `dtype`.
+    pub fn float_words(&self, dtype: u32) -> u32 {
+        if dtype == bits::F32 { self.elements } else { self.elements.div_ceil(2) }
+    }
+
+    /// Channels in the tile.
+    pub fn channels(&self) -> u32 {
+        self.elements.div_ceil(self.channel_len.max(1))
+    }
+}
+
+/// The [`Float`] with this number.
+pub fn float(number: u32) -> Float {
+    Float::ALL[number as usize]
+}
+
+/// Everything that a kernel reads or writes, a field a binding: the names and the order are those of common.wgsl.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[allow(missing_docs)]
+pub struct TileBuffers {
+    pub input: Vec<u32>,
+    pub ranges: Vec<u32>,
+    pub edges: Vec<u32>,
+    pub counts: Vec<u32>,
+    pub scales: Vec<u32>,
+    pub zero_points: Vec<i32>,
+    pub output: Vec<u32>,
+    pub errors: Vec<[f32; 2]>,
+}
+
+/// One of the storage bindings; its number is that of `@binding`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+#[allow(missing_docs)]
+pub enum Binding {
+    Input = 1,
+    Ranges = 2,
+    Edges = 3,
+    Counts = 4,
+    Scales = 5,
+    ZeroPoints = 6,
+    Output = 7,
+    Errors = 8,
+}
+
+impl Binding {
+    /// All of them, in order.
+    pub const ALL: [Binding; 8] = [
+        Binding::Input,
+        Binding::Ranges,
+        Binding::Edges,
+        Binding::Counts,
+        Binding::Scales,
+        Binding::ZeroPoints,
+        Binding::Output,
+        Binding::Errors,
+    ];
+
+    /// The variable's name in common.wgsl, and the field's in [`TileBuffers`].
+    pub fn name(self) -> &'static str {
+        match self {
+            Binding::Input => "input",
+            Binding::Ranges => "ranges",
+            Binding::Edges => "edges",
+            Binding::Counts => "counts",
+            Binding::Scales => "scales",
+            Binding::ZeroPoints => "zero_points",
+            Binding::Output => "output",
+            Binding::Errors => "errors",
+        }
+    }
+
+    /// Whether kernels only read it.
+    pub fn read_only(self) -> bool {
+        matches!(self, Binding::Input | Binding::Edges)
+    }
+}
+
+impl TileBuffers {
+    /// The words behind a binding.
+    pub fn words(&self, binding: Binding) -> &[u32] {
+        match binding {
+            Binding::Input => &self.input,
+            Binding::Ranges => &self.ranges,
+            Binding::Edges => &self.edges,
+            Binding::Counts => &self.counts,
+            Binding::Scales => &self.scales,
+            Binding::ZeroPoints => bytemuck::cast_slice(&self.zero_points),
+            Binding::Output => &self.output,
+            Binding::Errors => bytemuck::cast_slice(&self.errors),
+        }
+    }
+
+    /// The words behind a binding, to be written.
+    pub fn words_mut(&mut self, binding: Binding) -> &mut [u32] {
+        match binding {
+            Binding::Input => &mut self.input,
+            Binding::Ranges => &mut self.ranges,
+            Binding::Edges => &mut self.edges,
+            Binding::Counts => &mut self.counts,
+            Binding::Scales => &mut self.scales,
+            Binding::ZeroPoints => bytemuck::cast_slice_mut(&mut self.zero_points),
+            Binding::Output => &mut self.output,
+            Binding::Errors => bytemuck::cast_slice_mut(&mut self.errors),
+        }
+    }
+
+    /// Sets every length to what `lengths` says (in words), keeping capacity; ranges and counts become zero, the rest
+    /// keeps whatever it held: every kernel writes all that it is read for.
+    pub fn resize(&mut self, lengths: &Lengths) {
+        self.ranges.clear();
+        self.counts.clear();
+        for (buffer, binding) in [
+            (&mut self.input, Binding::Input),
+            (&mut self.ranges, Binding::Ranges),
+            (&mut self.edges, Binding::Edges),
+            (&mut self.counts, Binding::Counts),
+            (&mut self.scales, Binding::Scales),
+            (&mut self.output, Binding::Output),
+        ] {
+            buffer.resize(lengths.of(binding), 0);
+        }
+        self.zero_points.resize(lengths.of(Binding::ZeroPoints), 0);
+        self.errors.resize(lengths.of(Binding::Errors) / 2, [0.0; 2]);
+    }
+}
+
+/// Length of every storage buffer of a tile, in words.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lengths([usize; 8]);
+
+impl Lengths {
+    /// What `kernels` need for this tile.
+    pub fn new(params: &TileParams, kernels: &[&'static Kernel]) -> Self {
+        let mut lengths = Lengths::default();
+        for kernel in kernels {
+            for &(binding, length) in (kernel.touches)(params).as_slice() {
+                let entry = &mut lengths.0[binding as usize - 1];
+                *entry = (*entry).max(length);
+            }
+        }
+        let input = &mut lengths.0[Binding::Input as usize - 1];
+        *input = input.next_multiple_of(4); // array<vec4<u32>>
+        lengths
+    }
+
+    /// Words of one buffer.
+    pub fn of(&self, binding: Binding) -> usize {
+        self.0[binding as usize - 1]
+    }
+
+    /// The larger of both, buffer by buffer.
+    pub fn max(self, other: Self) -> Self {
+        Lengths(std::array::from_fn(|i| self.0[i].max(other.0[i])))
+    }
+
+    /// Bytes of all buffers.
+    pub fn bytes(&self) -> u64 {
+        self.0.iter().map(|&w| 4 * w as u64).sum()
+    }
+}
+
+/// One step in its two bodies.
+pub struct Kernel {
+    /// Name of the entry point, the shader's file and the Rust module.
+    pub name: &'static str,
+    /// The WGSL body, without common.wgsl.
+    pub wgsl: &'static str,
+    /// The Rust body.
+    pub cpu: fn(&TileParams, &mut TileBuffers),
+    /// Threads for a tile; for a team kernel, teams.
+    pub threads: fn(&TileParams) -> u32,
+    /// Whether LANES threads work as a team.
+    pub team: bool,
+    /// The buffers it reads or writes, with their lengths in words.
+    pub touches: fn(&TileParams) -> Vec<(Binding, usize)>,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl PartialEq for Kernel {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+/// Every kernel.
+pub const ALL: [&Kernel; 9] = [
+    &minmax::KERNEL,
+    &histogram::KERNEL,
+    &clip_range::KERNEL,
+    &search::KERNEL,
+    &qparams::KERNEL,
+    &quantize_pack::KERNEL,
+    &error::KERNEL,
+    &dequantize::KERNEL,
+    &convert::KERNEL,
+];
+
+/// How threads work as teams; chosen for an adapter, without effect on the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Threads that share a chunk.
+    pub lanes: u32,
+    /// Whether they exchange values by subgroup shuffles rather than workgroup memory.
+    pub subgroups: bool,
+}
+
+/// The whole WGSL source of a kernel.
+pub fn source(kernel: &Kernel, shape: Shape) -> String {
+    let common = include_str!("../shaders/common.wgsl");
+    let (enable, team) = match (kernel.team, shape.subgroups) {
+        (false, _) => ("", ""),
+        (true, false) => ("", include_str!("../shaders/team_workgroup.wgsl")),
+        (true, true) => ("", include_str!("../shaders/team_subgroup.wgsl")),
+    };
+    [enable, common, team, kernel.wgsl].concat()
+}

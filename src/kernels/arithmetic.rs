@@ -1,0 +1,226 @@
+//! Exact arithmetic on the bits of floats. Twin of the functions of `shaders/common.wgsl`, in the same order.
+
+use super::{TileParams, bits::*};
+
+/// What lies below the normals counts as zero.
+#[inline(always)]
+pub fn flush(x: u32) -> u32 {
+    if x & MAGNITUDE < MIN_NORMAL { 0 } else { x }
+}
+
+/// Orders the bits of floats as the floats are ordered; `ordered(-x) == !ordered(x)`.
+#[inline(always)]
+pub fn ordered(x: u32) -> u32 {
+    x ^ (((x as i32 >> 31) as u32) | SIGN)
+}
+
+/// Inverse of [`ordered`].
+pub fn unordered(x: u32) -> u32 {
+    if x >= SIGN { x ^ SIGN } else { !x }
+}
+
+/// Product of two floats, as bits.
+#[inline(always)]
+pub fn multiply(a: u32, b: u32) -> u32 {
+    (f32::from_bits(a) * f32::from_bits(b)).to_bits()
+}
+
+/// Quotient of positive normal floats, rounded to nearest; below the normals 0, above them infinity.
+///
+/// The WGSL twin divides by integers; IEEE division is the same, as the tests show.
+#[inline(always)]
+pub fn div_rn(a: u32, b: u32) -> u32 {
+    if a < MIN_NORMAL {
+        return 0;
+    }
+    flush((f32::from_bits(a) / f32::from_bits(b)).to_bits()).min(INFINITY)
+}
+
+/// f32 to f16, nearest even.
+#[inline(always)]
+pub fn f32_to_f16(x: u32) -> u32 {
+    let sign = (x >> 16) & 0x8000;
+    let u = x & MAGNITUDE;
+    if u >= 0x3880_0000 {
+        if u > INFINITY {
+            return sign | 0x7e00 | ((u >> 13) & 0x3ff);
+        }
+        if u >= 0x477f_f000 {
+            return sign | 0x7c00;
+        }
+        return sign | ((u - 0x3800_0000 + 0xfff + ((u >> 13) & 1)) >> 13);
+    }
+    if u <= 0x3300_0000 {
+        return sign;
+    }
+    let shift = 126 - (u >> 23);
+    let mantissa = (u & 0x7f_ffff) | 0x80_0000;
+    let k = mantissa >> shift;
+    sign | ((mantissa + (1 << (shift - 1)) - 1 + (k & 1)) >> shift)
+}
+
+/// f16 to f32, exactly. Without branches, so that loops over it become vector code.
+#[inline(always)]
+pub fn f16_to_f32(h: u32) -> u32 {
+    let sign = (h & 0x8000) << 16;
+    let u = h & 0x7fff;
+    // a subnormal is u · 2^-24, exact in f32; the normals move their exponent; infinity and NaN fill it
+    let subnormal = (u as i32 as f32 * 2f32.powi(-24)).to_bits();
+    let normal = (u << 13) + 0x3800_0000;
+    let special = INFINITY | (u << 13) | if u > 0x7c00 { 0x40_0000 } else { 0 };
+    sign | if u < 0x400 {
+        subnormal
+    } else if u < 0x7c00 {
+        normal
+    } else {
+        special
+    }
+}
+
+/// f32 to bf16, nearest even.
+#[inline(always)]
+pub fn f32_to_bf16(x: u32) -> u32 {
+    if x & MAGNITUDE > INFINITY {
+        return (x >> 16) | 0x40;
+    }
+    (x + 0x7fff + ((x >> 16) & 1)) >> 16
+}
+
+/// The bits of x in `dtype`, in the low half for 16-bit floats.
+#[inline(always)]
+pub fn narrow(x: u32, dtype: u32) -> u32 {
+    match dtype {
+        F32 => x,
+        F16 => f32_to_f16(x),
+        _ => f32_to_bf16(x),
+    }
+}
+
+/// Inverse of [`narrow`].
+#[inline(always)]
+pub fn widen(x: u32, dtype: u32) -> u32 {
+    match dtype {
+        F32 => x,
+        F16 => f16_to_f32(x),
+        _ => x << 16,
+    }
+}
+
+/// A scale as it is stored; one that is too small to work with becomes the dtype's eps, and everything decodes to zero.
+#[inline(always)]
+pub fn stored_scale(params: &TileParams, s: u32) -> u32 {
+    let rounded = widen(narrow(s, params.scale_dtype), params.scale_dtype);
+    if rounded >= MIN_SCALE {
+        return rounded;
+    }
+    match params.scale_dtype {
+        F32 => 0x3400_0000, // 2^-23
+        F16 => 0x3a80_0000, // 2^-10
+        _ => 0x3c00_0000,   // 2^-7
+    }
+}
+
+/// Nearest integer to x / s, ties to where result + z is even. Bits of non-negative floats; `inverse` is about 1 / s: an
+/// error of one in the guess k is made good by the comparison with the middle between k and k + 1.
+#[inline(always)]
+pub fn round_quotient(x: u32, s: u32, inverse: f32, z: i32) -> u32 {
+    let magnitude = x.min((s + (10 << 23)).min(0x7f7f_ffff));
+    let k = truncate(f32::from_bits(magnitude) * inverse);
+    let middle = ((k as i32 as f32 + 0.5) * f32::from_bits(s)).to_bits();
+    let odd = (k.wrapping_add(z as u32)) & 1 == 1;
+    k + u32::from((magnitude > middle) | ((magnitude == middle) & odd))
+}
+
+/// Integer part of a float in [0, 2^22): `as u32` in a form that compiles to a few vector instructions.
+#[inline(always)]
+fn truncate(x: f32) -> u32 {
+    const MAGIC: f32 = 8_388_608.0; // 2^23: adding it rounds to an integer, which lands in the low bits
+    let shifted = x + MAGIC;
+    (shifted.to_bits() & 0x7f_ffff).wrapping_sub(u32::from(shifted - MAGIC > x))
+}
+
+/// Scale and zero point of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QParams {
+    /// Bits of an f32.
+    pub scale: u32,
+    /// The code of zero.
+    pub zero_point: i32,
+}
+
+/// Scale and zero point number i of the search over [-low, high]; number 0 covers the whole range.
+pub fn candidate(params: &TileParams, low: u32, high: u32, i: u32) -> QParams {
+    if params.symmetric == 1 {
+        let j = i.saturating_sub(1);
+        let step = if params.both_signs == 1 { j >> 1 } else { j };
+        let negative = params.both_signs == 1 && j & 1 == 1;
+        let mut steps = (params.qmax - params.qmin) as f32 * 0.5;
+        if i > 0 {
+            steps = if params.bits == 4 { (56 + step) as f32 * 0.125 } else { (127 + step) as f32 };
+        }
+        let scale = stored_scale(params, div_rn(low.max(high), steps.to_bits()));
+        return QParams { scale: scale | if negative { SIGN } else { 0 }, zero_point: 0 };
+    }
+    let shrink = ((64 - i) as f32 * 0.015625).to_bits(); // exact, like every factor of the form n/64
+    let range = multiply((f32::from_bits(low) + f32::from_bits(high)).to_bits(), shrink);
+    let scale = stored_scale(params, div_rn(range, ((params.qmax - params.qmin) as f32).to_bits()));
+    let inverse = 1.0 / f32::from_bits(scale);
+    let offset = round_quotient(flush(multiply(low, shrink)), scale, inverse, params.qmin);
+    QParams { scale, zero_point: (params.qmin + offset as i32).min(params.qmax) }
+}
+
+/// Magnitude of a bound that is ordered bits, widened to include zero. 0 stands for "nothing seen".
+#[inline(always)]
+pub fn widened(bound: u32) -> u32 {
+    if bound >= SIGN { bound & MAGNITUDE } else { 0 }
+}
+
+/// The code in the low bits of a packed word.
+#[inline(always)]
+pub fn decoded_code(params: &TileParams, stored: u32) -> i32 {
+    let unused = 32 - params.bits;
+    if params.code_offset != 0 {
+        return ((stored << unused) >> unused) as i32 - params.code_offset;
+    }
+    (stored << unused) as i32 >> unused
+}
+
+/// x in output_dtype, in the low half for 16-bit floats. `counts[0]` is of finite values that overflowed, which are
+/// clamped if the tile says so; `counts[1]` of values that were not finite.
+#[inline(always)]
+pub fn converted(params: &TileParams, counts: &mut [u32], x: u32) -> u32 {
+    let narrowed = narrow(x, params.output_dtype);
+    if x & MAGNITUDE >= INFINITY {
+        counts[1] += 1;
+        return narrowed;
+    }
+    if widen(narrowed, params.output_dtype) & MAGNITUDE < INFINITY {
+        return narrowed;
+    }
+    counts[0] += 1;
+    narrowed - params.saturate // the largest finite value lies just below infinity, on either side of zero
+}
+
+/// Decodes weights `start..start + out.len()` of the tile, exactly.
+#[inline(always)]
+pub fn load_bits(params: &TileParams, input: &[u32], start: usize, out: &mut [u32]) {
+    match params.input_dtype {
+        F32 => out.copy_from_slice(&input[start..start + out.len()]),
+        dtype => {
+            let halves: &[u16] = bytemuck::cast_slice(input);
+            let halves = &halves[start..start + out.len()];
+            if dtype == F16 {
+                out.iter_mut().zip(halves).for_each(|(o, &h)| *o = f16_to_f32(h.into()));
+            } else {
+                out.iter_mut().zip(halves).for_each(|(o, &h)| *o = u32::from(h) << 16);
+            }
+        }
+    }
+}
+
+/// Like [`load_bits`]; what lies below the normals becomes zero.
+#[inline(always)]
+pub fn load_weights(params: &TileParams, input: &[u32], start: usize, out: &mut [u32]) {
+    load_bits(params, input, start, out);
+    out.iter_mut().for_each(|x| *x = flush(*x));
+}
