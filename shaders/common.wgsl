@@ -39,7 +39,6 @@ struct TileParams {
   both_signs: u32,      // whether the search tries negative scales
   tallies: u32,         // tables of error sums a group
   saturate: u32,        // whether convert and dequantize clamp what overflows
-  zero: u32,            // 0, but the compiler cannot know
 }
 
 @group(0) @binding(0) var<uniform> params: TileParams;

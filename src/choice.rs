@@ -113,6 +113,22 @@ pub enum Reason {
     /// An override leaves it in floating point.
     #[error("override says 16 bits")]
     Override,
+    /// It holds NaN or infinity, and `--on-nonfinite keep` was said.
+    #[error("{count} values are not finite, the first at index {index}")]
+    NonFinite {
+        /// Index of the first, in elements.
+        index: u64,
+        /// How many there are.
+        count: u64,
+    },
+    /// Groups do not divide its rows, and `--on-mismatch keep` was said.
+    #[error("groups of {group_size} do not divide its rows of {row}")]
+    Mismatch {
+        /// Weights a group.
+        group_size: usize,
+        /// Weights a row.
+        row: usize,
+    },
     /// It must stay equal to another tensor.
     #[error("tied to {0}")]
     Tied(String),

@@ -8,7 +8,6 @@ use crate::{
     backend::{Backend, Dispatches, Fill, Results, Take, Tile},
     error::{Error, Result},
     kernels::{self, Binding, Kernel, Lengths, Shape, WORKGROUP, cases},
-    tensor::Float,
 };
 use std::{
     borrow::Cow,
@@ -106,6 +105,8 @@ pub struct GpuOptions {
     pub tile_bytes: Option<usize>,
     /// For tests of the checks themselves: replaces a text in every shader.
     pub corrupt: Option<(&'static str, &'static str)>,
+    /// For tests: goes on with an adapter that was not compared with the CPU.
+    pub skip_check: bool,
 }
 
 /// Runs the WGSL kernels on one adapter.
@@ -463,14 +464,4 @@ pub fn lacks(adapter: &Adapter) -> Option<String> {
         return Some(format!("its workgroups have fewer than {WORKGROUP} threads"));
     }
     None
-}
-
-/// Compiles every kernel for every dtype: what a first tile would otherwise wait for.
-pub fn compile_all(backend: &mut GpuBackend) -> Result<()> {
-    for kernel in kernels::ALL {
-        for dtype in Float::ALL {
-            backend.prepare(kernel, dtype as u32);
-        }
-    }
-    backend.failed()
 }

@@ -85,11 +85,10 @@ pub struct TileParams {
     pub both_signs: u32,
     pub tallies: u32,
     pub saturate: u32,
-    pub zero: u32,
 }
 
 /// Names of the fields of [`TileParams`], in order; every one is four bytes.
-pub const PARAM_NAMES: [&str; 22] = [
+pub const PARAM_NAMES: [&str; 21] = [
     "input_dtype",
     "output_dtype",
     "scale_dtype",
@@ -111,7 +110,6 @@ pub const PARAM_NAMES: [&str; 22] = [
     "both_signs",
     "tallies",
     "saturate",
-    "zero",
 ];
 
 impl TileParams {

@@ -2,14 +2,25 @@
 
 pub mod backend;
 pub mod choice;
+pub mod device;
 pub mod error;
 pub mod experts;
+pub mod formats;
 pub mod gpu;
+pub mod histograms;
 pub mod kernels;
 pub mod layers;
 mod names;
 pub mod observer;
 pub mod overrides;
+pub mod plan;
+pub mod quantize;
+pub mod reader;
 pub mod recipe;
+pub mod report;
 pub mod scheme;
+pub mod stream;
+pub mod sweeps;
 pub mod tensor;
+pub mod tiles;
+pub mod writer;

@@ -1,0 +1,258 @@
+//! compressed-tensors: what transformers and vLLM load. `pack-quantized` for weight-only layers, `int-quantized` where
+//! inputs are quantized too.
+//!
+//! A weight `N` becomes `N_packed` I32 `[out, ceil(in·bits/32)]`, `N_scale` `[out, groups]` and `N_shape` I64, and with
+//! zero points `N_zero_point` I32 `[ceil(out·bits/32), groups]`, packed along the output axis; or I8 `N` with `N_scale`
+//! and I8 `N_zero_point`.
+
+use super::{OutputFormat, Part, Quantized};
+use crate::{
+    recipe::{Layer, LayerType},
+    scheme::{Activations, Scheme, Strategy},
+    tensor::{Dtype, Float, TensorInfo},
+    tiles::group_len,
+};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// The version of the layout that the config claims.
+pub const VERSION: &str = "0.17.0";
+/// Suffix of packed codes.
+pub const PACKED: &str = "_packed";
+/// Suffix of scales.
+pub const SCALE: &str = "_scale";
+/// Suffix of zero points.
+pub const ZERO_POINT: &str = "_zero_point";
+/// Suffix of the original shape.
+pub const SHAPE: &str = "_shape";
+
+/// The format.
+pub struct CompressedTensors;
+
+impl OutputFormat for CompressedTensors {
+    fn name(&self) -> &'static str {
+        "compressed-tensors"
+    }
+
+    fn tensors(&self, layer: &Layer, scale: Float) -> Vec<(Part, TensorInfo)> {
+        let Layer { name, view, shape, scheme, .. } = layer;
+        let groups = view.cols / group_len(scheme.strategy, 1, view.cols).max(1);
+        let scale_shape = match scheme.strategy {
+            Strategy::Tensor => vec![1],
+            _ => vec![view.rows, groups],
+        };
+        let tensor = |suffix: &str, dtype, shape| TensorInfo { name: format!("{name}{suffix}"), dtype, shape };
+        let mut parts = vec![(Part::Scales, tensor(SCALE, scale.dtype(), scale_shape.clone()))];
+        if !scheme.packed() {
+            parts.push((Part::Codes, tensor("", Dtype::I8, shape.clone())));
+            if !scheme.symmetric {
+                parts.push((Part::ZeroPoints, tensor(ZERO_POINT, Dtype::I8, scale_shape)));
+            }
+            return parts;
+        }
+        let words = |n: usize| (n * scheme.bits as usize).div_ceil(32);
+        parts.push((Part::Codes, tensor(PACKED, Dtype::I32, vec![view.rows, words(view.cols)])));
+        parts.push((Part::Shape, tensor(SHAPE, Dtype::I64, vec![shape.len()])));
+        if !scheme.symmetric {
+            let rows = words(if scheme.strategy == Strategy::Tensor { 1 } else { view.rows });
+            parts.push((Part::PackedZeroPoints, tensor(ZERO_POINT, Dtype::I32, vec![rows, groups])));
+        }
+        parts
+    }
+
+    fn config(&self, layers: &[Quantized], kept: &[String]) -> Value {
+        let mut schemes: Vec<(Scheme, Vec<&Quantized>)> = Vec::new();
+        for layer in layers {
+            // only what the config can say distinguishes groups: not the observer
+            match schemes.iter_mut().find(|(s, _)| arguments(s) == arguments(&layer.scheme)) {
+                Some((_, members)) => members.push(layer),
+                None => schemes.push((layer.scheme, vec![layer])),
+            }
+        }
+        // the largest group is meant by class, the others by name, which wins over class
+        schemes.sort_by_key(|(_, members)| std::cmp::Reverse(members.iter().filter(|m| m.linear).count()));
+        let groups: serde_json::Map<_, _> = schemes
+            .iter()
+            .enumerate()
+            .map(|(i, (scheme, members))| {
+                let mut targets: Vec<String> = Vec::new();
+                if i == 0 && members.iter().any(|m| m.linear) {
+                    targets.push("Linear".into());
+                }
+                let by_class = !targets.is_empty();
+                targets.extend(members.iter().filter(|m| !(by_class && m.linear)).map(|m| m.target.clone()));
+                let (weights, inputs) = arguments(scheme);
+                let group = json!({
+                    "targets": targets,
+                    "format": layout(scheme),
+                    "weights": weights,
+                    "input_activations": inputs,
+                    "output_activations": null,
+                });
+                (format!("group_{i}"), group)
+            })
+            .collect();
+        let formats: BTreeSet<_> = schemes.iter().map(|(s, _)| layout(s)).collect();
+        let format = if formats.len() == 1 { formats.first().copied() } else { Some("mixed-precision") };
+        json!({
+            "quant_method": "compressed-tensors",
+            "version": VERSION,
+            "quantization_status": "compressed",
+            "format": format,
+            "config_groups": groups,
+            "ignore": kept,
+            "kv_cache_scheme": null,
+            "global_compression_ratio": null,
+            "transform_config": {},
+        })
+    }
+
+    fn loader_notes(&self, layers: &[&Layer]) -> Vec<String> {
+        let mut notes = BTreeSet::new();
+        for layer in layers {
+            notes.extend(notes_on(layer));
+        }
+        let mut notes: Vec<_> = notes.into_iter().map(str::to_owned).collect();
+        notes.extend(fused_layers_that_differ(layers));
+        notes
+    }
+}
+
+fn layout(scheme: &Scheme) -> &'static str {
+    if scheme.packed() { "pack-quantized" } else { "int-quantized" }
+}
+
+/// The config's entries for weights and for inputs.
+fn arguments(scheme: &Scheme) -> (Value, Value) {
+    let mut weights = json!({
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "strategy": scheme.strategy.name(),
+        "dynamic": false,
+    });
+    if let Strategy::Group { group_size } = scheme.strategy {
+        weights["group_size"] = group_size.into();
+    }
+    if !scheme.symmetric {
+        weights["zp_dtype"] = "torch.int8".into();
+    }
+    let inputs = match scheme.activations {
+        Activations::Float => Value::Null,
+        Activations::DynamicToken => {
+            json!({"num_bits": 8, "type": "int", "symmetric": true, "strategy": "token", "dynamic": true})
+        }
+    };
+    (weights, inputs)
+}
+
+fn notes_on(layer: &Layer) -> Vec<&'static str> {
+    let Scheme { bits, symmetric, strategy, .. } = layer.scheme;
+    let packed = layer.scheme.packed();
+    let mut notes = Vec::new();
+    if layer.layer_type == LayerType::Embedding {
+        notes.push("transformers (with compressed-tensors up to 0.20) cannot load quantized embeddings; vLLM 0.33 can");
+    } else if layer.layer_type != LayerType::Linear {
+        notes.push("transformers and vLLM load no quantized Conv2d or LSTM layers; monoquant dequantize reads them");
+    }
+    if layer.view.col_stride != 1 && layer.layer_type == LayerType::Linear && layer.view.offset == 0 && layer.view.row_stride == 1 {
+        notes.push(
+            "layers stored as [in, out] (GPT-2's Conv1D) are written as [out, in]: transformers quantizes no Conv1D and \
+             cannot load them; monoquant dequantize restores them",
+        );
+    }
+    if strategy == Strategy::Tensor && packed {
+        notes.push("vLLM and transformers load pack-quantized weights per channel or group only, not per tensor");
+    }
+    match (packed, symmetric) {
+        (true, false) => notes.push(
+            "transformers with compressed-tensors 0.18 to 0.20 fails on asymmetric pack-quantized weights (zero-point \
+             shape) unless loaded with CompressedTensorsConfig(dequantize=True); vLLM loads them",
+        ),
+        (false, false) => notes.push("vLLM refuses asymmetric int8 weights with quantized inputs; transformers loads them"),
+        _ => {}
+    }
+    if let Strategy::Group { group_size } = strategy {
+        if !packed {
+            notes.push("vLLM refuses w8a8 weights in groups (channel or tensor only); transformers loads them");
+        } else if ![32, 64, 128].contains(&group_size) {
+            notes.push("vLLM's GPU kernels take groups of 32, 64 or 128 weights only");
+        }
+    }
+    if packed && bits == 8 {
+        notes.push("vLLM's CPU engine has no kernel for 8-bit pack-quantized weights; its GPU engine has");
+    }
+    notes
+}
+
+/// vLLM runs q/k/v and gate/up as one layer, which needs one scheme.
+fn fused_layers_that_differ(layers: &[&Layer]) -> Vec<String> {
+    const FUSED: [&[&str]; 3] = [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"], &["w1", "w3"]];
+    let by_name: std::collections::HashMap<&str, &Layer> = layers.iter().map(|l| (l.module.as_str(), *l)).collect();
+    let mut notes = Vec::new();
+    for layer in layers {
+        let Some((parent, last)) = layer.module.rsplit_once('.') else { continue };
+        for siblings in FUSED.iter().filter(|f| f.contains(&last)) {
+            for sibling in siblings.iter().filter(|s| **s > last) {
+                let Some(other) = by_name.get(format!("{parent}.{sibling}").as_str()) else { continue };
+                if arguments(&other.scheme) != arguments(&layer.scheme) {
+                    notes.push(format!(
+                        "vLLM runs {0} and {1} as one layer and refuses their different schemes",
+                        layer.module, other.module
+                    ));
+                }
+            }
+        }
+    }
+    notes
+}
+
+/// Packs zero points along the output axis: word `[o / per, g]` holds rows `o..`, lowest bits first, offset to unsigned.
+pub fn pack_zero_points(zero_points: &[i8], groups: usize, bits: u32) -> Vec<u8> {
+    let per_word = 32 / bits as usize;
+    let mask = (1u32 << bits) - 1;
+    let mut out = Vec::with_capacity(zero_points.len().div_ceil(per_word) * 4);
+    for rows in zero_points.chunks(per_word * groups.max(1)) {
+        for g in 0..groups {
+            let column = rows.iter().skip(g).step_by(groups);
+            let word = column.enumerate().fold(0u32, |word, (i, &z)| {
+                word | (((i32::from(z) + (1 << (bits - 1))) as u32 & mask) << (i as u32 * bits))
+            });
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+    out
+}
+
+/// Inverse of [`pack_zero_points`].
+pub fn unpack_zero_points(packed: &[u8], rows: usize, groups: usize, bits: u32) -> Vec<i32> {
+    let per_word = 32 / bits as usize;
+    let mut out = Vec::with_capacity(rows * groups);
+    for row in 0..rows {
+        for g in 0..groups {
+            let at = 4 * (row / per_word * groups + g);
+            let word = u32::from_le_bytes([packed[at], packed[at + 1], packed[at + 2], packed[at + 3]]);
+            let unsigned = (word >> (row % per_word * bits as usize)) & ((1 << bits) - 1);
+            out.push(unsigned as i32 - (1 << (bits - 1)));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_points_pack_along_rows() {
+        let z: Vec<i8> = (0..22).map(|i| (i % 16 - 8) as i8).collect();
+        for groups in [1, 2, 11] {
+            let packed = pack_zero_points(&z, groups, 4);
+            assert_eq!(packed.len(), 4 * groups * (22 / groups).div_ceil(8));
+            let back = unpack_zero_points(&packed, 22 / groups, groups, 4);
+            assert_eq!(back, z.iter().map(|&v| i32::from(v)).collect::<Vec<_>>());
+        }
+        // row 0 is in the lowest nibble, and -8 is stored as 0
+        assert_eq!(pack_zero_points(&[-8, 7], 1, 4), [0xf0, 0, 0, 0]);
+    }
+}

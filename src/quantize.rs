@@ -1,0 +1,292 @@
+//! From a checkpoint to a checkpoint: open, plan, read → backend → format → write, report.
+
+use crate::{
+    device,
+    error::{Error, Result},
+    gpu::GpuOptions,
+    plan::{self, NonFinite, Plan, Request, Work},
+    reader::{Checkpoint, Source},
+    recipe::{Choice, choose},
+    report::{Entry, Report, Squares, warnings},
+    stream::{JobResult, Stream, count_not_finite},
+    tensor::TensorInfo,
+    writer::{Destination, Writer, free_bytes},
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+    time::Instant,
+};
+
+/// What to do with weights that are NaN or infinite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnNonFinite {
+    /// Stop, and name tensor, index and count.
+    #[default]
+    Refuse,
+    /// Leave the tensor as it is, and say so.
+    Keep,
+}
+
+/// Where results go and what they are computed with: the same for every command that writes a checkpoint.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The result; by default beside the input.
+    pub output: Option<PathBuf>,
+    /// Replace what is there.
+    pub force: bool,
+    /// What computes.
+    pub device: device::Choice,
+    /// Bytes of memory to stay under.
+    pub max_memory: u64,
+    /// Settings of a GPU.
+    pub gpu: GpuOptions,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            output: None,
+            force: false,
+            device: device::Choice::Auto,
+            max_memory: 512 << 20,
+            gpu: GpuOptions::default(),
+        }
+    }
+}
+
+/// A planned run: everything is decided, nothing is written.
+pub struct Prepared {
+    /// The input.
+    pub checkpoint: Checkpoint,
+    /// Its tensors.
+    pub tensors: Vec<TensorInfo>,
+    /// What will be done.
+    pub plan: Plan,
+    /// Where it goes.
+    pub destination: Destination,
+    saturate: bool,
+}
+
+/// Plans a quantization. Every problem is found here, and named in one error.
+pub fn prepare(model: &Path, request: &Request, on_non_finite: OnNonFinite, settings: &Settings) -> Result<Prepared> {
+    let checkpoint = Checkpoint::open(model)?;
+    let tensors = infos(&checkpoint);
+    let mut non_finite = NonFinite::new();
+    if on_non_finite == OnNonFinite::Keep {
+        let source = checkpoint.source()?;
+        let choices = choose(&request.recipe, &tensors, checkpoint.config());
+        for (i, _) in choices.iter().enumerate().filter(|(_, c)| touches(c)) {
+            non_finite.extend(count_not_finite(&source, i, &tensors[i])?.map(|found| (i, found)));
+        }
+    }
+    let destination = destination(&checkpoint, settings, &request.recipe.preset);
+    let max_shard_size = match destination {
+        Destination::Directory(_) => request.max_shard_size,
+        Destination::File(_) => None,
+    };
+    let request = Request { recipe: request.recipe.clone(), max_shard_size, ..*request };
+    let planned = plan::plan(&tensors, checkpoint.config(), &request, &non_finite);
+    finish_preparing(checkpoint, tensors, planned, destination, settings, request.saturate)
+}
+
+/// Checks the destination, and joins its problems with the plan's.
+pub(crate) fn finish_preparing(
+    checkpoint: Checkpoint,
+    tensors: Vec<TensorInfo>,
+    planned: Result<Plan>,
+    destination: Destination,
+    settings: &Settings,
+    saturate: bool,
+) -> Result<Prepared> {
+    let (plan, mut problems) = match planned {
+        Ok(plan) => (Some(plan), Vec::new()),
+        Err(Error::Refused(problems)) => (None, problems),
+        Err(e) => return Err(e),
+    };
+    let path = destination.path();
+    if path.symlink_metadata().is_ok() && !settings.force {
+        problems.push(format!("{}: exists already; --force replaces it, --output names another place", path.display()));
+    }
+    let inside = |path: &Path| path.canonicalize().ok();
+    if inside(path).is_some_and(|p| Some(p) == inside(checkpoint.path())) {
+        problems.push(format!("{}: the output would replace the input; --output names another place", path.display()));
+    }
+    if let Some(plan) = &plan {
+        let needed = output_bytes(&checkpoint, plan, &destination)?;
+        match free_bytes(path) {
+            Ok(free) if free < needed => problems.push(format!(
+                "{}: too little disk: {} are needed, {} are free",
+                path.display(),
+                crate::report::bytes(needed),
+                crate::report::bytes(free)
+            )),
+            Ok(_) => {}
+            Err(e) => problems.push(e.to_string()),
+        }
+    }
+    match plan {
+        Some(plan) if problems.is_empty() => Ok(Prepared { checkpoint, tensors, plan, destination, saturate }),
+        _ => Err(Error::Refused(problems)),
+    }
+}
+
+fn output_bytes(checkpoint: &Checkpoint, plan: &Plan, destination: &Destination) -> Result<u64> {
+    let mut needed = 0;
+    for file in &plan.files {
+        needed += file.size()?;
+    }
+    if matches!(destination, Destination::Directory(_)) && checkpoint.is_directory() {
+        for companion in checkpoint.companions() {
+            let path = checkpoint.path().join(companion);
+            needed += path.metadata().map_err(Error::io("read", path))?.len();
+        }
+    }
+    Ok(needed)
+}
+
+/// The tensors of a checkpoint, in reading order.
+pub fn infos(checkpoint: &Checkpoint) -> Vec<TensorInfo> {
+    checkpoint.tensors().iter().map(|t| t.info.clone()).collect()
+}
+
+fn touches(choice: &Choice) -> bool {
+    matches!(choice, Choice::Quantize(_) | Choice::Split { .. } | Choice::Cast)
+}
+
+/// `--output`, or the input's name with a suffix beside the input. A name that ends in `.safetensors` is one file.
+pub(crate) fn destination(checkpoint: &Checkpoint, settings: &Settings, suffix: &str) -> Destination {
+    let path = match &settings.output {
+        Some(path) => path.clone(),
+        None => {
+            // "." and ".." have no name of their own
+            let input = checkpoint.path();
+            let named = if input.file_name().is_some() { input.to_owned() } else { input.canonicalize().unwrap_or_else(|_| input.to_owned()) };
+            let stem = if checkpoint.is_directory() { named.file_name() } else { named.file_stem() };
+            let stem = stem.unwrap_or_default().to_string_lossy();
+            let extension = if checkpoint.is_directory() { "" } else { ".safetensors" };
+            named.with_file_name(format!("{stem}-{suffix}{extension}"))
+        }
+    };
+    if path.extension().is_some_and(|e| e == "safetensors") {
+        Destination::File(path)
+    } else {
+        Destination::Directory(path)
+    }
+}
+
+/// Bytes of input that a plan reads, for a progress bar.
+pub fn work_bytes(prepared: &Prepared) -> u64 {
+    let size = |job: &plan::Job| match job.work {
+        Work::Dequantize(_) => prepared.tensors[job.source].bytes(),
+        _ => job.view.elements() * prepared.tensors[job.source].dtype.size() as u64,
+    };
+    prepared.plan.jobs.iter().map(size).sum()
+}
+
+/// Runs a plan: streams every tensor, then puts the result in its place in one step.
+pub fn execute(
+    prepared: &Prepared,
+    settings: &Settings,
+    interrupted: &AtomicBool,
+    progress: &dyn Fn(u64),
+) -> Result<Report> {
+    let start = Instant::now();
+    let Prepared { checkpoint, tensors, plan, destination, saturate } = prepared;
+    let mut device = device::open(&settings.device, &settings.gpu)?;
+    let source = checkpoint.source()?;
+    let mut writer = Writer::create(destination, plan.files.clone(), settings.force)?;
+    let stream = Stream {
+        plan,
+        tensors,
+        source: &source,
+        writer: &writer,
+        saturate: *saturate,
+        max_memory: settings.max_memory,
+        interrupted,
+        progress,
+    };
+    let results = stream.run(device.backend.as_mut())?;
+    if matches!(destination, Destination::Directory(_)) {
+        add_companions(checkpoint, plan, &mut writer)?;
+    }
+    if interrupted.load(std::sync::atomic::Ordering::Relaxed) {
+        return Err(Error::Interrupted);
+    }
+    let report = report(prepared, &results, device.why, device.backend.dispatches(), start);
+    writer.commit()?;
+    Ok(report)
+}
+
+fn add_companions(checkpoint: &Checkpoint, plan: &Plan, writer: &mut Writer) -> Result<()> {
+    if plan.files.len() > 1 {
+        writer.add_file(Path::new("model.safetensors.index.json"), pretty(&plan::index(&plan.files)).as_bytes())?;
+    }
+    if !checkpoint.is_directory() {
+        return Ok(());
+    }
+    if let Some(config) = &plan.config {
+        writer.add_file(Path::new("config.json"), pretty(config).as_bytes())?;
+    }
+    for companion in checkpoint.companions() {
+        writer.copy_file(&checkpoint.path().join(companion), companion)?;
+    }
+    Ok(())
+}
+
+fn pretty(value: &serde_json::Value) -> String {
+    format!("{value:#}\n")
+}
+
+fn report(
+    prepared: &Prepared,
+    results: &[JobResult],
+    device: String,
+    dispatches: crate::backend::Dispatches,
+    start: Instant,
+) -> Report {
+    let Prepared { checkpoint, plan, destination, .. } = prepared;
+    let mut entries: Vec<Entry> = plan
+        .rows
+        .iter()
+        .map(|row| Entry { row: row.clone(), sqnr_db: None, peak_to_rms: None, saturated: None })
+        .collect();
+    let mut total = Squares::default();
+    for (job, result) in plan.jobs.iter().zip(results) {
+        let entry = &mut entries[job.row];
+        if let Work::Quantize(_) = job.work {
+            entry.sqnr_db = Some(result.squares.sqnr_db());
+            entry.peak_to_rms = Some(result.squares.peak_to_rms());
+            total.add(result.squares);
+        }
+        entry.saturated = (result.saturated > 0).then_some(result.saturated);
+    }
+    let mut all_warnings = warnings(&entries);
+    all_warnings.extend(entries.iter().filter_map(|e| {
+        e.saturated.map(|n| format!("{}: {n} values were clamped to the largest of the new dtype", e.row.name))
+    }));
+    let left_out = checkpoint.left_out().iter().map(|(p, why)| (p.display().to_string(), why.clone())).collect();
+    Report {
+        version: env!("CARGO_PKG_VERSION"),
+        model: checkpoint.path().display().to_string(),
+        output: destination.path().display().to_string(),
+        device,
+        bytes_before: plan.bytes_before(),
+        bytes_after: plan.bytes_after(),
+        sqnr_db: (total.count > 0).then(|| total.sqnr_db()),
+        seconds: start.elapsed().as_secs_f64(),
+        dispatches,
+        warnings: all_warnings,
+        notes: plan.notes.clone(),
+        left_out,
+        tensors: entries,
+    }
+}
+
+/// Reads a source for commands that write nothing.
+pub(crate) fn open(model: &Path) -> Result<(Checkpoint, Vec<TensorInfo>, Source)> {
+    let checkpoint = Checkpoint::open(model)?;
+    let tensors = infos(&checkpoint);
+    let source = checkpoint.source()?;
+    Ok((checkpoint, tensors, source))
+}

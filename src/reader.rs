@@ -1,0 +1,246 @@
+//! Checkpoints in: what tensors there are, where their bytes lie, and what else belongs to the model.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::tensor::TensorInfo;
+
+mod directory;
+pub(crate) mod handles;
+mod json;
+mod safetensors;
+mod source;
+pub(crate) mod strided;
+#[cfg(test)]
+mod tests;
+
+pub use source::Source;
+
+/// What [`Checkpoint::open`] accepts, for messages.
+const ACCEPTED: &str =
+    "accepted: a .safetensors file, or a directory with one or with model.safetensors.index.json";
+
+/// The headers of a model's weight files, and what lies beside them.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    is_directory: bool,
+    files: Vec<PathBuf>,
+    tensors: Vec<StoredTensor>,
+    config: Option<serde_json::Value>,
+    metadata: BTreeMap<String, String>,
+    companions: Vec<PathBuf>,
+    left_out: Vec<(PathBuf, String)>,
+}
+
+/// A tensor and the place of its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// Name, dtype and shape.
+    pub info: TensorInfo,
+    /// Index in [`Checkpoint::files`].
+    pub file: usize,
+    /// Offset of the first byte from the start of that file.
+    pub start: u64,
+}
+
+impl Checkpoint {
+    /// Opens a `.safetensors` file or the directory of a model. Reads headers, no weights.
+    pub fn open(path: &Path) -> Result<Checkpoint> {
+        let kind = fs::metadata(path).map_err(Error::io("open", path))?;
+        if kind.is_dir() {
+            let listing = directory::list(path)?;
+            let weights = directory::weights(path, &listing)?;
+            return Self::open_directory(path, listing, weights);
+        }
+        if !kind.is_file() {
+            return Err(Error::format(
+                path,
+                format!("is neither a file nor a directory; {ACCEPTED}"),
+            ));
+        }
+        if !has_extension(path, "safetensors") {
+            return Err(Error::format(path, format!("is no .safetensors file; {ACCEPTED}")));
+        }
+        let mut checkpoint = Self::empty(path, false);
+        checkpoint.add(path.to_owned(), None)?;
+        let beside = path.with_file_name("config.json");
+        if beside.is_file() {
+            // The file may belong to something else, so it is no error if it is not a model's.
+            match read_config(&beside) {
+                Ok(config) => checkpoint.config = Some(config),
+                Err(e) => checkpoint.left_out.push(("config.json".into(), e.to_string())),
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    fn open_directory(
+        path: &Path,
+        listing: directory::Listing,
+        weights: directory::Weights,
+    ) -> Result<Checkpoint> {
+        let mut checkpoint = Self::empty(path, true);
+        for file in &weights.files {
+            let listed = weights.listed.as_ref().map(|l| (l.index.as_path(), &l.tensors[file]));
+            checkpoint.add(path.join(file), listed)?;
+        }
+        checkpoint.check_names()?;
+        for (file, kind) in listing.files {
+            let index = weights.listed.as_ref().is_some_and(|l| l.index == path.join(&file));
+            if weights.files.contains(&file) || index || file == Path::new("config.json") {
+                continue;
+            }
+            match kind {
+                directory::Kind::Companion => checkpoint.companions.push(file),
+                kind => checkpoint.left_out.push((file, kind.reason())),
+            }
+        }
+        checkpoint.left_out.extend(listing.skipped);
+        checkpoint.left_out.sort();
+        let config = path.join("config.json");
+        // `exists` would take a file that may not be read for one that is not there.
+        if config.symlink_metadata().is_ok() {
+            checkpoint.config = Some(read_config(&config)?);
+        }
+        Ok(checkpoint)
+    }
+
+    fn empty(path: &Path, is_directory: bool) -> Self {
+        Checkpoint {
+            path: path.to_owned(),
+            is_directory,
+            files: Vec::new(),
+            tensors: Vec::new(),
+            config: None,
+            metadata: BTreeMap::new(),
+            companions: Vec::new(),
+            left_out: Vec::new(),
+        }
+    }
+
+    /// Adds the tensors of a file: all, or those that the index names.
+    fn add(&mut self, path: PathBuf, listed: Option<(&Path, &HashSet<String>)>) -> Result<()> {
+        let header = safetensors::read_header(&path)?;
+        let (mut kept, mut others) = (Vec::new(), Vec::new());
+        for (info, start) in header.tensors {
+            match listed {
+                Some((_, names)) if !names.contains(&info.name) => others.push(info.name),
+                _ => kept.push(StoredTensor { info, file: self.files.len(), start }),
+            }
+        }
+        if let Some((index, names)) = listed
+            && kept.len() < names.len()
+        {
+            let found: HashSet<&str> = kept.iter().map(|t| t.info.name.as_str()).collect();
+            let mut missing: Vec<&str> =
+                names.iter().map(String::as_str).filter(|n| !found.contains(n)).collect();
+            missing.sort_unstable();
+            return Err(Error::format(
+                &path,
+                format!(
+                    "lacks what {} promises to be there: {}",
+                    index.display(),
+                    enumerate(&missing)
+                ),
+            ));
+        }
+        if !others.is_empty() {
+            let file = path.strip_prefix(&self.path).unwrap_or(&path).to_owned();
+            self.left_out.push((
+                file,
+                format!("tensors that the index does not list: {}", enumerate(&others)),
+            ));
+        }
+        for (key, value) in header.metadata {
+            self.metadata.entry(key).or_insert(value);
+        }
+        self.tensors.extend(kept);
+        self.files.push(path);
+        Ok(())
+    }
+
+    /// Refuses two tensors of one name, which only happens among files without an index.
+    fn check_names(&self) -> Result<()> {
+        let mut seen: HashMap<&str, usize> = HashMap::new();
+        for t in &self.tensors {
+            if let Some(first) = seen.insert(&t.info.name, t.file) {
+                return Err(Error::format(
+                    &self.files[t.file],
+                    format!("tensor `{}` is also in {}", t.info.name, self.files[first].display()),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The path as given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the input is a directory rather than a single file.
+    pub fn is_directory(&self) -> bool {
+        self.is_directory
+    }
+
+    /// The tensors, ordered by file and place.
+    pub fn tensors(&self) -> &[StoredTensor] {
+        &self.tensors
+    }
+
+    /// `config.json` of the directory, or the one beside the file, if there is one.
+    pub fn config(&self) -> Option<&serde_json::Value> {
+        self.config.as_ref()
+    }
+
+    /// The `__metadata__` of all files; where they differ, that of the first counts.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Every other file of the directory (tokenizer, generation config, …), relative to it and sorted.
+    pub fn companions(&self) -> &[PathBuf] {
+        &self.companions
+    }
+
+    /// What is neither read nor a companion, relative to the directory, and why.
+    pub fn left_out(&self) -> &[(PathBuf, String)] {
+        &self.left_out
+    }
+
+    /// The weight files.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// Opens the files for reading weights.
+    pub fn source(&self) -> Result<Source> {
+        Source::open(self)
+    }
+}
+
+fn read_config(path: &Path) -> Result<serde_json::Value> {
+    match json::read(path)? {
+        config @ serde_json::Value::Object(_) => Ok(config),
+        _ => Err(Error::format(path, "is not a JSON object")),
+    }
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().and_then(OsStr::to_str).is_some_and(|e| e.eq_ignore_ascii_case(extension))
+}
+
+/// Names for a message: the first few, and how many more there are.
+fn enumerate<T: AsRef<str>>(names: &[T]) -> String {
+    const SHOWN: usize = 8;
+    let shown: Vec<String> =
+        names.iter().take(SHOWN).map(|n| format!("`{}`", n.as_ref())).collect();
+    match names.len() - shown.len() {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}

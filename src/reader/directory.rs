@@ -1,0 +1,249 @@
+//! A model's directory: which files hold its weights, which go along, and which are left out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::json::{self, Unique};
+use super::{ACCEPTED, has_extension};
+use crate::error::{Error, Result};
+
+/// Extensions of files that hold weights. Those not read are not copied either: they would be the unquantized model.
+const WEIGHTS: [&str; 13] = [
+    "safetensors",
+    "bin",
+    "pt",
+    "pth",
+    "ckpt",
+    "gguf",
+    "ggml",
+    "h5",
+    "msgpack",
+    "onnx",
+    "onnx_data",
+    "ot",
+    "tflite",
+];
+/// Directories of tools, not of the model.
+const TOOLS: [&str; 5] = [".git", ".cache", ".huggingface", ".ipynb_checkpoints", "__pycache__"];
+
+/// The files of a directory, relative to it.
+#[derive(Debug)]
+pub(super) struct Listing {
+    /// Every file.
+    pub files: BTreeMap<PathBuf, Kind>,
+    /// What is no file or was not entered, and why.
+    pub skipped: Vec<(PathBuf, String)>,
+}
+
+/// What a file is by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A safetensors file.
+    Safetensors,
+    /// Weights in another format.
+    OtherWeights,
+    /// The index of weight files.
+    Index,
+    /// Anything else.
+    Companion,
+}
+
+impl Kind {
+    fn of(path: &Path) -> Self {
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or("").to_ascii_lowercase();
+        if has_extension(path, "safetensors") {
+            Kind::Safetensors
+        } else if WEIGHTS.iter().any(|e| has_extension(path, e)) {
+            Kind::OtherWeights
+        } else if WEIGHTS.iter().any(|e| name.ends_with(&format!(".{e}.index.json"))) {
+            Kind::Index
+        } else {
+            Kind::Companion
+        }
+    }
+
+    /// Why a file of this kind is left out.
+    pub fn reason(self) -> String {
+        match self {
+            Kind::Safetensors => "weights that are not part of this checkpoint".into(),
+            Kind::OtherWeights => "weights in a format that is not read".into(),
+            Kind::Index => "index of weights that are not read".into(),
+            Kind::Companion => "not part of the model".into(),
+        }
+    }
+}
+
+/// The weight files of a directory, relative to it.
+#[derive(Debug)]
+pub(super) struct Weights {
+    pub files: Vec<PathBuf>,
+    pub listed: Option<Listed>,
+}
+
+/// What an index says.
+#[derive(Debug)]
+pub(super) struct Listed {
+    /// Path of the index.
+    pub index: PathBuf,
+    /// Tensors by file.
+    pub tensors: HashMap<PathBuf, HashSet<String>>,
+}
+
+/// Lists all files under a directory. Follows symlinks, as caches of model hubs consist of them.
+pub(super) fn list(root: &Path) -> Result<Listing> {
+    let mut listing = Listing { files: BTreeMap::new(), skipped: Vec::new() };
+    let real = fs::canonicalize(root).map_err(Error::io("open", root))?;
+    // Every real directory is entered once, so that links cannot lead in circles.
+    let mut entered = HashSet::from([real.clone()]);
+    let mut pending = vec![PathBuf::new()];
+    while let Some(directory) = pending.pop() {
+        let path = root.join(&directory);
+        let entries = fs::read_dir(&path).map_err(Error::io("list", &path))?;
+        let names: std::io::Result<BTreeSet<_>> =
+            entries.map(|entry| entry.map(|e| e.file_name())).collect();
+        for name in names.map_err(Error::io("list", &path))? {
+            let relative = directory.join(&name);
+            let path = root.join(&relative);
+            let mut skip = |why: &str| listing.skipped.push((relative.clone(), why.to_owned()));
+            let kind = match fs::metadata(&path) {
+                Ok(kind) => kind,
+                Err(e) if path.is_symlink() => {
+                    skip(&format!("symlink that leads nowhere: {e}"));
+                    continue;
+                }
+                Err(e) => return Err(Error::io("read", &path)(e)),
+            };
+            let text = name.to_string_lossy();
+            if text.starts_with('.') && text.contains(".monoquant-") {
+                skip("left over from an interrupted run of monoquant");
+            } else if TOOLS.iter().any(|tool| text == *tool) {
+                skip("not part of the model");
+            } else if kind.is_file() {
+                listing.files.insert(relative.clone(), Kind::of(&relative));
+            } else if !kind.is_dir() {
+                skip("neither a file nor a directory");
+            } else {
+                let target = fs::canonicalize(&path).map_err(Error::io("open", &path))?;
+                if real.starts_with(&target) || !entered.insert(target) {
+                    skip("link to a directory that is listed already, or above");
+                } else {
+                    pending.push(relative);
+                }
+            }
+        }
+    }
+    Ok(listing)
+}
+
+/// Finds the weight files: those of the index, else `model.safetensors`, else every safetensors file.
+pub(super) fn weights(root: &Path, listing: &Listing) -> Result<Weights> {
+    let top = |kind| {
+        let found = listing.files.iter().filter(move |(_, k)| **k == kind);
+        found.map(|(path, _)| path).filter(|path| path.components().count() == 1)
+    };
+    let indexes: Vec<&PathBuf> = top(Kind::Index)
+        .filter(|p| p.to_string_lossy().to_ascii_lowercase().ends_with(".safetensors.index.json"))
+        .collect();
+    let preferred = Path::new("model.safetensors.index.json");
+    match indexes.as_slice() {
+        [] => {}
+        _ if indexes.iter().any(|p| *p == preferred) => return read_index(root, preferred),
+        [only] => return read_index(root, only),
+        several => {
+            let names: Vec<_> = several.iter().map(|p| p.display().to_string()).collect();
+            return Err(Error::format(
+                root,
+                format!(
+                    "has several indexes: {}; accepted: one, or model.safetensors.index.json",
+                    names.join(", ")
+                ),
+            ));
+        }
+    }
+    let single = PathBuf::from("model.safetensors");
+    let files: Vec<PathBuf> = match listing.files.contains_key(&single) {
+        true => vec![single],
+        false => top(Kind::Safetensors).cloned().collect(),
+    };
+    if !files.is_empty() {
+        return Ok(Weights { files, listed: None });
+    }
+    let others: Vec<String> = listing
+        .files
+        .iter()
+        .filter(|(_, kind)| matches!(kind, Kind::OtherWeights | Kind::Safetensors))
+        .map(|(path, _)| path.display().to_string())
+        .collect();
+    let dangling = listing.skipped.iter().filter(|(p, _)| has_extension(p, "safetensors"));
+    let dangling: Vec<String> =
+        dangling.map(|(p, why)| format!("{} is a {why}", p.display())).collect();
+    Err(Error::format(
+        root,
+        match (dangling.is_empty(), others.is_empty()) {
+            (false, _) => format!("has no weights: {}; {ACCEPTED}", dangling.join("; ")),
+            (_, true) => format!("has no weights; {ACCEPTED}"),
+            (_, false) => format!(
+                "has no weights that are read, only {}; {ACCEPTED}",
+                super::enumerate(&others)
+            ),
+        },
+    ))
+}
+
+fn read_index(root: &Path, name: &Path) -> Result<Weights> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: Unique<String>,
+    }
+
+    let index = root.join(name);
+    let Index { weight_map: Unique(map) } = json::read(&index)?;
+    if map.is_empty() {
+        return Err(Error::format(&index, "`weight_map` lists no tensors"));
+    }
+    let mut tensors: HashMap<PathBuf, HashSet<String>> = HashMap::new();
+    for (tensor, file) in map {
+        let path = PathBuf::from(&file);
+        let inside = path.components().all(|c| matches!(c, Component::Normal(_)));
+        if file.is_empty() || !inside {
+            return Err(Error::format(
+                &index,
+                format!(
+                    "tensor `{tensor}` is said to lie in `{file}`; accepted: a file in the directory"
+                ),
+            ));
+        }
+        if !has_extension(&path, "safetensors") {
+            return Err(Error::format(
+                &index,
+                format!(
+                    "tensor `{tensor}` is said to lie in `{file}`, which is no .safetensors file"
+                ),
+            ));
+        }
+        tensors.entry(path).or_default().insert(tensor);
+    }
+    let mut files: Vec<PathBuf> = tensors.keys().cloned().collect();
+    files.sort();
+    let missing: Vec<String> = files
+        .iter()
+        .filter(|file| !root.join(file).is_file())
+        .map(|file| file.display().to_string())
+        .collect();
+    if !missing.is_empty() {
+        return Err(Error::format(
+            &index,
+            format!(
+                "{} of {} files are missing: {}; download them again",
+                missing.len(),
+                files.len(),
+                missing.join(", ")
+            ),
+        ));
+    }
+    Ok(Weights { files, listed: Some(Listed { index, tensors }) })
+}

@@ -1,0 +1,105 @@
+//! Tensor bytes, read at positions from any number of threads.
+
+use std::ops::Range;
+
+use super::Checkpoint;
+use super::handles::{Handles, OPEN, read_at};
+use super::strided::Lattice;
+use crate::error::{Error, Result};
+use crate::tensor::{TensorInfo, View};
+
+/// The opened files of a [`Checkpoint`]. Tensors are numbered as in [`Checkpoint::tensors`].
+#[derive(Debug)]
+pub struct Source {
+    tensors: Vec<Extent>,
+    handles: Handles,
+}
+
+#[derive(Debug)]
+struct Extent {
+    info: TensorInfo,
+    file: usize,
+    start: u64,
+}
+
+impl Source {
+    pub(super) fn open(checkpoint: &Checkpoint) -> Result<Source> {
+        let handles = Handles::new(checkpoint.files.clone(), false);
+        // More files than may stay open are opened when their turn comes.
+        if checkpoint.files.len() <= OPEN {
+            for (i, path) in checkpoint.files.iter().enumerate() {
+                handles.get(i).map_err(Error::io("open", path))?;
+            }
+        }
+        let extent =
+            |t: &super::StoredTensor| Extent { info: t.info.clone(), file: t.file, start: t.start };
+        Ok(Source { tensors: checkpoint.tensors.iter().map(extent).collect(), handles })
+    }
+
+    /// Fills `out` with the bytes of a tensor from `byte_offset` on.
+    pub fn read(&self, tensor: usize, byte_offset: u64, out: &mut [u8]) -> Result<()> {
+        let extent = self.extent(tensor)?;
+        let end = byte_offset.checked_add(out.len() as u64);
+        if end.is_none_or(|end| end > extent.info.bytes()) {
+            return Err(self.misuse(
+                extent,
+                format!(
+                    "{} bytes from byte {byte_offset} on reach past its {} bytes",
+                    out.len(),
+                    extent.info.bytes()
+                ),
+            ));
+        }
+        self.fill(extent, byte_offset, out)
+    }
+
+    /// Fills `out` with a part of a view, packed row after row.
+    ///
+    /// Strided and transposed views are gathered with few, large reads through at most 8 MiB of memory.
+    pub fn read_view(
+        &self,
+        tensor: usize,
+        view: &View,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let extent = self.extent(tensor)?;
+        let elem = extent.info.dtype.size() as u64;
+        let lattice = Lattice::new(view, rows, cols, extent.info.elements())
+            .map_err(|what| self.misuse(extent, what))?;
+        if lattice.elements().checked_mul(elem) != Some(out.len() as u64) {
+            let what = format!("a buffer of {} bytes for another number of elements", out.len());
+            return Err(self.misuse(extent, what));
+        }
+        lattice.gather(elem, out, |at, bytes| self.fill(extent, at, bytes))
+    }
+
+    #[cfg(test)]
+    pub(super) fn open_files(&self) -> usize {
+        self.handles.count()
+    }
+
+    fn extent(&self, tensor: usize) -> Result<&Extent> {
+        self.tensors.get(tensor).ok_or_else(|| {
+            let source = std::io::Error::other(format!("internal error: no tensor {tensor}"));
+            Error::io("read", self.handles.path(0))(source)
+        })
+    }
+
+    fn fill(&self, extent: &Extent, at: u64, out: &mut [u8]) -> Result<()> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        self.handles
+            .get(extent.file)
+            .and_then(|file| read_at(&file, extent.start + at, out))
+            .map_err(Error::io("read", self.handles.path(extent.file)))
+    }
+
+    /// The caller asked for what is not there: a mistake in monoquant, not in the file.
+    fn misuse(&self, extent: &Extent, what: String) -> Error {
+        let text = format!("internal error: tensor `{}`: {what}", extent.info.name);
+        Error::io("read", self.handles.path(extent.file))(std::io::Error::other(text))
+    }
+}

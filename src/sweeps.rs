@@ -1,0 +1,217 @@
+//! A band on its way through its sweeps: which kernels run over its tiles, with what they start, what was found so far.
+
+use crate::{
+    backend::{Results, Tile},
+    histograms,
+    kernels::{self, Binding, Kernel, TileParams, arithmetic::unordered},
+    observer::{BINS, Observer},
+    plan::Coded,
+    scheme::{Scheme, Strategy},
+    tensor::Float,
+    tiles::{Band, Piece, Sweep, group_len},
+};
+use rayon::prelude::*;
+
+/// What is done to a band's matrix.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub enum Kind {
+    Quantize { scheme: Scheme, input: Float, rows: usize, cols: usize },
+    Cast { input: Float, to: Float, saturate: bool },
+    Dequantize { coded: Coded, saturate: bool },
+}
+
+/// A band in work.
+#[derive(Debug, Clone)]
+pub struct Active {
+    /// What is done.
+    pub kind: Kind,
+    /// Number of its job.
+    pub job: usize,
+    /// Its pieces.
+    pub band: Band,
+    /// Tiles of the current sweep that have not come back.
+    pub waiting: usize,
+    at: usize,
+    /// `[channels][2]`, combined over tiles.
+    ranges: Vec<u32>,
+    /// Histograms `[channels][bins]`, or error sums `[candidates]`.
+    counts: Vec<u64>,
+    /// Edges of histograms, then clips.
+    edges: Vec<u32>,
+}
+
+const QUANTIZE_RESULTS: &[Binding] =
+    &[Binding::Ranges, Binding::Scales, Binding::ZeroPoints, Binding::Output, Binding::Errors];
+const FLOAT_RESULTS: &[Binding] = &[Binding::Counts, Binding::Output];
+
+impl Active {
+    /// A band before its first sweep.
+    pub fn new(kind: Kind, job: usize, band: Band) -> Self {
+        let waiting = band.pieces.len();
+        Active { kind, job, band, waiting, at: 0, ranges: Vec::new(), counts: Vec::new(), edges: Vec::new() }
+    }
+
+    /// The current sweep.
+    pub fn sweep(&self) -> Sweep {
+        self.band.sweeps[self.at]
+    }
+
+    /// Takes what a tile of an observing sweep found.
+    pub fn observe(&mut self, results: &Results) {
+        match self.sweep() {
+            Sweep::Range => {
+                let found = results.get(Binding::Ranges);
+                self.ranges.resize(found.len(), 0);
+                self.ranges.iter_mut().zip(found).for_each(|(range, &r)| *range = r.max(*range));
+            }
+            Sweep::Histogram => {
+                let found = results.get(Binding::Counts);
+                self.counts.resize(found.len(), 0);
+                self.counts.iter_mut().zip(found).for_each(|(count, &c)| *count += u64::from(c));
+            }
+            Sweep::Search => {
+                let candidates = self.params(&self.band.pieces[0]).candidates as usize;
+                self.counts.resize(candidates, 0);
+                for table in results.get(Binding::Counts).chunks_exact(2 * candidates) {
+                    for (sum, words) in self.counts.iter_mut().zip(table.chunks_exact(2)) {
+                        *sum += u64::from(words[0]) | u64::from(words[1]) << 32;
+                    }
+                }
+            }
+            Sweep::Quantize => {}
+        }
+    }
+
+    /// Goes on to the next sweep with what was found; false after the last.
+    pub fn advance(&mut self) -> bool {
+        let Kind::Quantize { scheme, .. } = &self.kind else { return false };
+        let (observer, codes) = (scheme.observer, 1 << scheme.bits);
+        let finished = self.sweep();
+        self.at += 1;
+        if self.at == self.band.sweeps.len() {
+            return false;
+        }
+        self.waiting = self.band.pieces.len();
+        let bins = BINS as usize;
+        match (finished, self.sweep()) {
+            (Sweep::Range, Sweep::Histogram) => {
+                let edges = |range: &[u32]| {
+                    let bound = |b: u32| f32::from_bits(unordered(b));
+                    histograms::edges(-bound(range[0]), bound(range[1]), BINS)
+                };
+                self.edges = self.ranges.par_chunks(2).flat_map_iter(edges).collect();
+            }
+            (Sweep::Histogram, _) => {
+                let clips = self.counts.par_chunks(bins).zip(self.edges.par_chunks(bins + 1));
+                let clips = clips.map(|(counts, edges)| histograms::clip(observer, counts, edges, codes));
+                self.edges = clips.collect::<Vec<_>>().concat();
+                self.counts = Vec::new();
+            }
+            _ => {}
+        }
+        true
+    }
+
+    /// The tile of one piece in the current sweep.
+    pub fn tile(&self, piece: usize, tag: u64) -> Tile {
+        let piece = self.band.pieces[piece];
+        let params = self.params(&piece);
+        let mut preload = Vec::new();
+        let (kernels, wants): (Vec<&'static Kernel>, _) = match &self.kind {
+            Kind::Cast { .. } => (vec![&kernels::convert::KERNEL], FLOAT_RESULTS),
+            Kind::Dequantize { .. } => (vec![&kernels::dequantize::KERNEL], FLOAT_RESULTS),
+            Kind::Quantize { scheme, .. } => match self.sweep() {
+                Sweep::Range => (vec![&kernels::minmax::KERNEL], &[Binding::Ranges][..]),
+                Sweep::Histogram => {
+                    preload.push((Binding::Edges, self.edges.clone()));
+                    (vec![&kernels::histogram::KERNEL], &[Binding::Counts][..])
+                }
+                Sweep::Search => {
+                    preload.push((Binding::Ranges, self.ranges.clone()));
+                    (vec![&kernels::search::KERNEL], &[Binding::Counts][..])
+                }
+                Sweep::Quantize => (self.quantize_kernels(scheme.observer, &mut preload), QUANTIZE_RESULTS),
+            },
+        };
+        let input_bytes = match &self.kind {
+            Kind::Quantize { input, .. } | Kind::Cast { input, .. } => piece.elements() * input.size(),
+            Kind::Dequantize { coded, .. } if coded.packed => 4 * params.code_words() as usize,
+            Kind::Dequantize { .. } => piece.elements(),
+        };
+        Tile { tag, params, input_bytes, kernels, preload, wants }
+    }
+
+    fn quantize_kernels(&self, observer: Observer, preload: &mut Vec<(Binding, Vec<u32>)>) -> Vec<&'static Kernel> {
+        let mut kernels: Vec<&'static Kernel> = Vec::new();
+        if self.band.spans {
+            preload.push((Binding::Ranges, self.ranges.clone()));
+        } else {
+            kernels.push(&kernels::minmax::KERNEL);
+        }
+        match observer {
+            Observer::MinMax => {}
+            Observer::Percentile(_) | Observer::Histogram => {
+                preload.push((Binding::Edges, self.edges.clone()));
+                kernels.push(&kernels::clip_range::KERNEL);
+            }
+            Observer::Mse { .. } if self.band.spans => {
+                let words = self.counts.iter().flat_map(|&sum| [sum as u32, (sum >> 32) as u32]);
+                preload.push((Binding::Counts, words.collect()));
+            }
+            Observer::Mse { .. } => kernels.push(&kernels::search::KERNEL),
+        }
+        kernels.extend([&kernels::qparams::KERNEL, &kernels::quantize_pack::KERNEL, &kernels::error::KERNEL]);
+        kernels
+    }
+
+    fn params(&self, piece: &Piece) -> TileParams {
+        let elements = piece.elements() as u32;
+        match &self.kind {
+            Kind::Cast { input, to, saturate } => TileParams {
+                input_dtype: *input as u32,
+                output_dtype: *to as u32,
+                saturate: (*saturate).into(),
+                ..Default::default()
+            }
+            .with_groups(elements, elements),
+            Kind::Dequantize { coded, saturate } => TileParams {
+                input_dtype: Float::F32 as u32, // words: the codes are no floats
+                output_dtype: coded.output as u32,
+                row_len: if coded.packed { piece.cols as u32 } else { elements },
+                saturate: (*saturate).into(),
+                ..Default::default()
+            }
+            .with_groups(elements, (coded.group_len as u32).min(elements))
+            .with_grid(coded.bits, false, coded.packed),
+            Kind::Quantize { scheme, input, rows, cols } => {
+                let together = self.band.pieces.len() > 1 || scheme.strategy == Strategy::Tensor;
+                let channel_len = if together { elements } else { *cols as u32 };
+                let group = if self.band.spans { elements } else { group_len(scheme.strategy, *rows, *cols) as u32 };
+                let group = if self.sweep() == Sweep::Range { channel_len } else { group };
+                let params = TileParams {
+                    input_dtype: *input as u32,
+                    scale_dtype: *input as u32,
+                    row_len: if scheme.packed() { piece.cols as u32 } else { elements },
+                    channel_len,
+                    bins: BINS,
+                    ..Default::default()
+                }
+                .with_groups(elements, group)
+                .with_grid(scheme.bits, scheme.symmetric, scheme.packed());
+                match scheme.observer {
+                    Observer::Mse { both_signs } => {
+                        let params = params.with_search(both_signs);
+                        // a spanning band's sums were added up by the host
+                        if self.band.spans && self.sweep() == Sweep::Quantize {
+                            TileParams { tallies: 1, ..params }
+                        } else {
+                            params
+                        }
+                    }
+                    _ => params,
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! Where output goes: a hidden sibling while it grows, and one rename onto the final name at the end.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tempfile::{TempDir, TempPath};
+
+use crate::error::{Error, Result};
+
+/// What to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// One safetensors file.
+    File(PathBuf),
+    /// A directory with weights and everything that goes along.
+    Directory(PathBuf),
+}
+
+impl Destination {
+    /// The path as given.
+    pub fn path(&self) -> &Path {
+        match self {
+            Destination::File(path) | Destination::Directory(path) => path,
+        }
+    }
+}
+
+/// Bytes that may still be written to the file system that is to hold `path`, which need not exist yet.
+pub fn free_bytes(path: &Path) -> Result<u64> {
+    let (parent, _) = resolve(path)?;
+    fs4::available_space(&parent).map_err(Error::io("measure the free space of", &parent))
+}
+
+/// The directory that holds the output and the output's name in it. A link is followed, so that it stays what it is.
+fn resolve(path: &Path) -> Result<(PathBuf, OsString)> {
+    let split = |path: &Path| -> Result<(PathBuf, OsString)> {
+        let name = path.file_name().ok_or_else(|| {
+            Error::refused(format!("{}: the output needs a name of its own", path.display()))
+        })?;
+        let parent = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        Ok((parent, name.to_owned()))
+    };
+    let (parent, name) = split(path)?;
+    match fs::metadata(&parent) {
+        Ok(kind) if kind.is_dir() => {}
+        Ok(_) => {
+            return Err(Error::refused(format!("{} is not a directory", parent.display())));
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::refused(format!(
+                "{}: the directory {} does not exist; create it first",
+                path.display(),
+                parent.display()
+            )));
+        }
+        Err(e) => return Err(Error::io("open", &parent)(e)),
+    }
+    let path = parent.join(&name);
+    match path.is_symlink() {
+        true => split(&fs::canonicalize(&path).map_err(Error::io("follow the link", &path))?),
+        false => Ok((parent, name)),
+    }
+}
+
+/// Output in the making, under a name of its own beside the destination. Removed when dropped.
+#[derive(Debug)]
+pub(super) struct Staging {
+    path: PathBuf,
+    force: bool,
+    temporary: Temporary,
+}
+
+#[derive(Debug)]
+enum Temporary {
+    File(TempPath),
+    Directory(TempDir),
+}
+
+impl Staging {
+    /// Creates the sibling. Refuses what [`Staging::publish`] would refuse.
+    pub fn create(destination: &Destination, force: bool) -> Result<Self> {
+        let (parent, name) = resolve(destination.path())?;
+        let path = parent.join(&name);
+        let directory = matches!(destination, Destination::Directory(_));
+        check(&path, directory, force)?;
+        let prefix = prefix(&name);
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix);
+        #[cfg(unix)]
+        {
+            // tempfile's own are private to the user; these become ordinary files, less the umask.
+            use std::os::unix::fs::PermissionsExt;
+            let mode = if directory { 0o777 } else { 0o666 };
+            builder.permissions(fs::Permissions::from_mode(mode));
+        }
+        let temporary = match directory {
+            true => builder.tempdir_in(&parent).map(Temporary::Directory),
+            false => builder.tempfile_in(&parent).map(|f| Temporary::File(f.into_temp_path())),
+        };
+        let temporary = temporary.map_err(Error::io("write in", &parent))?;
+        Ok(Staging { path, force, temporary })
+    }
+
+    /// The path of the sibling.
+    pub fn path(&self) -> &Path {
+        match &self.temporary {
+            Temporary::File(file) => file,
+            Temporary::Directory(directory) => directory.path(),
+        }
+    }
+
+    /// Whether it is a directory.
+    pub fn is_directory(&self) -> bool {
+        matches!(self.temporary, Temporary::Directory(_))
+    }
+
+    /// Final path of the output.
+    pub fn destination(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes everything durable and moves it onto the destination.
+    pub fn publish(self) -> Result<()> {
+        let Staging { path, force, temporary } = self;
+        let directory = matches!(temporary, Temporary::Directory(_));
+        let exists = check(&path, directory, force)?;
+        match temporary {
+            Temporary::File(file) => {
+                sync_file(&file)?;
+                let moved = match force {
+                    true => file.persist(&path),
+                    false => file.persist_noclobber(&path),
+                };
+                moved.map_err(|e| taken(&path, e.error))?;
+            }
+            Temporary::Directory(new) => {
+                sync_tree(new.path())?;
+                match exists {
+                    true => replace(new, &path)?,
+                    false => {
+                        rename_new(new.path(), &path).map_err(|e| taken(&path, e))?;
+                        let _ = new.keep();
+                    }
+                }
+            }
+        }
+        sync_directory(path.parent().unwrap_or(Path::new(".")))
+    }
+}
+
+/// Begins the names of temporary siblings; the reader knows leftovers of interrupted runs by it.
+fn prefix(name: &OsStr) -> OsString {
+    let mut prefix = OsString::from(".");
+    // File systems allow 255 bytes.
+    if name.len() <= 200 {
+        prefix.push(name);
+    }
+    prefix.push(".monoquant-");
+    prefix
+}
+
+/// Whether the destination exists; refuses if it does and may not be replaced.
+fn check(path: &Path, directory: bool, force: bool) -> Result<bool> {
+    let kind = match fs::symlink_metadata(path) {
+        Ok(kind) => kind,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(Error::io("open", path)(e)),
+    };
+    let shown = path.display();
+    match (directory, kind.is_dir(), kind.is_file()) {
+        (true, false, _) => Err(Error::refused(format!(
+            "{shown} exists and is not a directory; choose another name"
+        ))),
+        (false, _, false) => {
+            Err(Error::refused(format!("{shown} exists and is not a file; choose another name")))
+        }
+        _ if !force => Err(Error::refused(format!("{shown} exists already; --force replaces it"))),
+        (true, ..) if !is_model(path)? => Err(Error::refused(format!(
+            "{shown} does not look like a model (neither config.json nor .safetensors in it), so not even --force removes it"
+        ))),
+        _ => Ok(true),
+    }
+}
+
+/// Whether a directory is empty or holds a model. Anything else is not ours to delete, `--force` or not.
+fn is_model(path: &Path) -> Result<bool> {
+    let mut empty = true;
+    for entry in fs::read_dir(path).map_err(Error::io("list", path))? {
+        let name = entry.map_err(Error::io("list", path))?.file_name();
+        let extension = Path::new(&name).extension();
+        if name == "config.json" || extension.is_some_and(|e| e == "safetensors") {
+            return Ok(true);
+        }
+        empty = false;
+    }
+    Ok(empty)
+}
+
+fn taken(path: &Path, error: io::Error) -> Error {
+    use io::ErrorKind::*;
+    match error.kind() {
+        AlreadyExists | DirectoryNotEmpty => {
+            let shown = path.display();
+            Error::refused(format!("{shown} appeared meanwhile; --force replaces it"))
+        }
+        _ => Error::io("move the output to", path)(error),
+    }
+}
+
+/// Said when the output is complete and only the cleaning up failed.
+const REMOVAL: &str = "remove what was replaced, while the new output is in place,";
+
+/// Puts a new directory in the place of an existing one, and removes that.
+fn replace(new: TempDir, path: &Path) -> Result<()> {
+    if exchange(new.path(), path).is_err() {
+        return replace_in_steps(new, path);
+    }
+    // Now the temporary name means the old directory.
+    let old = new.path().to_owned();
+    new.close().map_err(Error::io(REMOVAL, old))
+}
+
+/// The same where two paths cannot be swapped in one step.
+pub(super) fn replace_in_steps(new: TempDir, path: &Path) -> Result<()> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default();
+    let aside = tempfile::Builder::new()
+        .prefix(&prefix(name))
+        .tempdir_in(parent)
+        .map_err(Error::io("write in", parent))?;
+    let old = aside.path().join("old");
+    fs::rename(path, &old).map_err(Error::io("move aside", path))?;
+    if let Err(e) = rename_new(new.path(), path) {
+        if let Err(lost) = fs::rename(&old, path) {
+            // It must not be removed with its temporary parent.
+            let kept = aside.keep().join("old");
+            return Err(Error::io("move back (it is what the output was to replace)", kept)(lost));
+        }
+        return Err(Error::io("move the output to", path)(e));
+    }
+    let _ = new.keep();
+    let place = aside.path().to_owned();
+    aside.close().map_err(Error::io(REMOVAL, place))
+}
+
+/// Swaps two paths in one step, where the file system can.
+fn exchange(a: &Path, b: &Path) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_os = "android", target_os = "macos"))]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        Ok(renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)?)
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "macos")))]
+    {
+        let _ = (a, b);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Renames a directory to a name that must not be taken.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_os = "android", target_os = "macos"))]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        use rustix::io::Errno;
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(()),
+            // Not every file system knows the flag.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    // What appears between this look and the rename is safe unless it is an empty directory.
+    match fs::symlink_metadata(to) {
+        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(_) => fs::rename(from, to),
+    }
+}
+
+/// Flushes a file to the disk.
+fn sync_file(path: &Path) -> Result<()> {
+    // Windows flushes only what is open for writing.
+    let file = fs::OpenOptions::new().write(true).open(path).map_err(Error::io("open", path))?;
+    file.sync_all().map_err(Error::io("flush", path))
+}
+
+fn sync_tree(directory: &Path) -> Result<()> {
+    for entry in fs::read_dir(directory).map_err(Error::io("list", directory))? {
+        let entry = entry.map_err(Error::io("list", directory))?;
+        let path = entry.path();
+        match entry.file_type().map_err(Error::io("open", &path))?.is_dir() {
+            true => sync_tree(&path)?,
+            false => sync_file(&path)?,
+        }
+    }
+    sync_directory(directory)
+}
+
+/// Flushes a directory's names to the disk, where directories can be flushed.
+fn sync_directory(path: &Path) -> Result<()> {
+    #[cfg(unix)]
+    {
+        let directory = fs::File::open(path).map_err(Error::io("open", path))?;
+        match directory.sync_all() {
+            // Some network file systems cannot, and need not.
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+            }
+            result => result.map_err(Error::io("flush", path))?,
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = path;
+    Ok(())
+}
