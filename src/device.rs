@@ -51,7 +51,12 @@ pub fn open(choice: &Choice, options: &GpuOptions) -> Result<Device> {
             let mut refused = Vec::new();
             for adapter in hardware {
                 match checked(&adapter, options) {
-                    Ok(backend) => return Ok(device(backend, "the best hardware GPU, its kernels checked against the CPU's")),
+                    Ok(backend) => {
+                        return Ok(device(
+                            backend,
+                            "the best hardware GPU, its kernels checked against the CPU's",
+                        ));
+                    }
                     Err(e) => refused.push(e.to_string()),
                 }
             }
@@ -65,18 +70,27 @@ pub fn open(choice: &Choice, options: &GpuOptions) -> Result<Device> {
             let first = adapters.first().ok_or_else(|| {
                 Error::Device("--device gpu: no GPU and no driver found (Vulkan, Metal or DX12); --device cpu makes the same bytes".into())
             })?;
-            Ok(device(checked(first, options)?, "--device gpu: the best adapter, its kernels checked against the CPU's"))
+            Ok(device(
+                checked(first, options)?,
+                "--device gpu: the best adapter, its kernels checked against the CPU's",
+            ))
         }
         Choice::Named(name) => {
             let adapters = gpu::adapters();
             let wanted = name.to_lowercase();
-            let found = adapters.iter().find(|a| {
-                format!("{} {}", a.facts.name, a.facts.driver).to_lowercase().contains(&wanted)
-            });
+            let found = adapters
+                .iter()
+                .find(|a| format!("{} {}", a.facts.name, a.facts.driver).to_lowercase().contains(&wanted));
             let adapter = found.ok_or_else(|| {
                 let names: Vec<_> = adapters.iter().map(|a| a.facts.name.as_str()).collect();
-                let there = if names.is_empty() { "there are none".into() } else { format!("there are: {}", names.join(", ")) };
-                Error::Usage(format!("--device {name}: no such adapter; {there}; accepted: auto, cpu, gpu, or a part of a name"))
+                let there = if names.is_empty() {
+                    "there are none".into()
+                } else {
+                    format!("there are: {}", names.join(", "))
+                };
+                Error::Usage(format!(
+                    "--device {name}: no such adapter; {there}; accepted: auto, cpu, gpu, or a part of a name"
+                ))
             })?;
             Ok(device(checked(adapter, options)?, "named by --device, its kernels checked against the CPU's"))
         }

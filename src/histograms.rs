@@ -152,7 +152,8 @@ mod tests {
     #[test]
     fn edges_put_every_value_into_the_bin_of_the_formula() {
         let mut random = Random(3);
-        for (low, high) in [(-1.0f32, 1.0f32), (-0.037, 0.021), (3.0, 3.0001), (-1e-30, 2e-30), (-7e20, 1e-3)] {
+        for (low, high) in [(-1.0f32, 1.0f32), (-0.037, 0.021), (3.0, 3.0001), (-1e-30, 2e-30), (-7e20, 1e-3)]
+        {
             let edges = edges(low, high, 2048);
             assert!(edges.is_sorted());
             for _ in 0..20_000 {

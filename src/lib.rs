@@ -2,12 +2,15 @@
 
 pub mod backend;
 pub mod choice;
+pub mod cli;
+pub mod compare;
 pub mod device;
 pub mod error;
 pub mod experts;
 pub mod formats;
 pub mod gpu;
 pub mod histograms;
+pub mod inspect;
 pub mod kernels;
 pub mod layers;
 mod names;
@@ -23,4 +26,6 @@ pub mod stream;
 pub mod sweeps;
 pub mod tensor;
 pub mod tiles;
+pub mod unpack;
+pub mod validate;
 pub mod writer;

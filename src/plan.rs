@@ -161,7 +161,14 @@ pub fn plan(
         return Err(Error::Refused(problems));
     }
     let recipe = &request.recipe;
-    let mut builder = Builder { request, tensors, plan: Plan::default(), stored: Vec::new(), problems: Vec::new(), restore: BTreeMap::new() };
+    let mut builder = Builder {
+        request,
+        tensors,
+        plan: Plan::default(),
+        stored: Vec::new(),
+        problems: Vec::new(),
+        restore: BTreeMap::new(),
+    };
     let mut choices = choose(recipe, tensors, config);
     for (&source, &(index, count)) in non_finite {
         choices[source] = Choice::Keep { reason: Reason::NonFinite { index, count } };
@@ -177,16 +184,19 @@ pub fn plan(
     };
     if nothing && problems.is_empty() {
         problems.push(match recipe.method {
-            Method::Quantize(_) => "no layer is left to quantize; --dry-run lists why each tensor is kept, and \
+            Method::Quantize(_) => {
+                "no layer is left to quantize; --dry-run lists why each tensor is kept, and \
                  --include, --layer-types and --min-params choose others"
-                .into(),
-            Method::Cast(to) => format!("nothing to cast: no float tensor has another dtype than {}", to.dtype()),
+                    .into()
+            }
+            Method::Cast(to) => {
+                format!("nothing to cast: no float tensor has another dtype than {}", to.dtype())
+            }
         });
     }
     let mut plan_notes = request.format.loader_notes(&layers);
-    plan_notes.extend(
-        unmatched(recipe, tensors, config).into_iter().map(|p| format!("{p} matches no tensor")),
-    );
+    plan_notes
+        .extend(unmatched(recipe, tensors, config).into_iter().map(|p| format!("{p} matches no tensor")));
     problems.extend(duplicates(&builder.stored));
     if !problems.is_empty() {
         return Err(Error::Refused(problems));
@@ -231,12 +241,24 @@ impl Builder<'_> {
             Choice::Split { layers, kept } => {
                 layers.into_iter().for_each(|l| self.quantize(source, l));
                 for part in kept {
-                    self.copy(source, part.name, part.view, part.shape, Some("part of stacked experts that are split"));
+                    self.copy(
+                        source,
+                        part.name,
+                        part.view,
+                        part.shape,
+                        Some("part of stacked experts that are split"),
+                    );
                 }
             }
             Choice::Rename(parts) => {
                 for part in parts {
-                    self.copy(source, part.name, part.view, part.shape, Some("belongs to experts that are split"));
+                    self.copy(
+                        source,
+                        part.name,
+                        part.view,
+                        part.shape,
+                        Some("belongs to experts that are split"),
+                    );
                 }
             }
             Choice::Cast => self.cast(source),
@@ -275,11 +297,14 @@ impl Builder<'_> {
                     let power = 1 << row.trailing_zeros();
                     let shrunk = group_size.checked_ilog2().map_or(1, |n| 1 << n).min(power);
                     layer.scheme.strategy = Strategy::Group { group_size: shrunk };
-                    reason = Some(format!("group size shrunk from {group_size} to {shrunk}: rows have {row} weights"));
+                    reason = Some(format!(
+                        "group size shrunk from {group_size} to {shrunk}: rows have {row} weights"
+                    ));
                 }
                 OnMismatch::Channel => {
                     layer.scheme.strategy = Strategy::Channel;
-                    reason = Some(format!("one scale a row: groups of {group_size} do not divide rows of {row}"));
+                    reason =
+                        Some(format!("one scale a row: groups of {group_size} do not divide rows of {row}"));
                 }
             }
         }
@@ -430,7 +455,11 @@ pub(crate) fn set_dtype(config: &mut Value, to: Float) {
 fn mismatch(name: &str, row: usize, group_size: usize) -> String {
     let sizes: Vec<String> =
         [256, 128, 64, 32, 16, 8].iter().filter(|&&s| row.is_multiple_of(s)).map(usize::to_string).collect();
-    let sizes = if sizes.is_empty() { "no power of two from 8 on does".into() } else { format!("{} do", sizes.join(", ")) };
+    let sizes = if sizes.is_empty() {
+        "no power of two from 8 on does".into()
+    } else {
+        format!("{} do", sizes.join(", "))
+    };
     format!(
         "{name}: groups of {group_size} do not divide its rows of {row} weights; {sizes} \
          (--group-size, or --on-mismatch shrink|channel|keep)"
@@ -442,14 +471,21 @@ fn already_quantized(tensors: &[TensorInfo], config: Option<&Value>) -> Vec<Stri
     let hint = "monoquant dequantize makes floats of what it can read";
     if let Some(entry) = config.and_then(|c| c.get("quantization_config")).filter(|c| !c.is_null()) {
         let method = entry.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
-        return vec![format!("the checkpoint is already quantized: config.json has a quantization_config ({method}); {hint}")];
+        return vec![format!(
+            "the checkpoint is already quantized: config.json has a quantization_config ({method}); {hint}"
+        )];
     }
-    let suffixes = ["_packed", ".qweight", ".weight_scale", ".SCB", ".weight_scale_inv", ".qzeros", "_blocks"];
+    let suffixes =
+        ["_packed", ".qweight", ".weight_scale", ".SCB", ".weight_scale_inv", ".qzeros", "_blocks"];
     let quantized = |t: &&TensorInfo| {
-        suffixes.iter().any(|s| t.name.ends_with(s)) || (t.name.ends_with(".weight") && t.shape.len() == 2 && t.dtype.size() == 1)
+        suffixes.iter().any(|s| t.name.ends_with(s))
+            || (t.name.ends_with(".weight") && t.shape.len() == 2 && t.dtype.size() == 1)
     };
     match tensors.iter().find(quantized) {
-        Some(t) => vec![format!("{}: the checkpoint is already quantized ({} of shape {:?}); {hint}", t.name, t.dtype, t.shape)],
+        Some(t) => vec![format!(
+            "{}: the checkpoint is already quantized ({} of shape {:?}); {hint}",
+            t.name, t.dtype, t.shape
+        )],
         None => Vec::new(),
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     error::{Error, Result},
     gpu::GpuOptions,
     plan::{self, NonFinite, Plan, Request, Work},
-    reader::{Checkpoint, Source},
+    reader::Checkpoint,
     recipe::{Choice, choose},
     report::{Entry, Report, Squares, warnings},
     stream::{JobResult, Stream, count_not_finite},
@@ -69,7 +69,12 @@ pub struct Prepared {
 }
 
 /// Plans a quantization. Every problem is found here, and named in one error.
-pub fn prepare(model: &Path, request: &Request, on_non_finite: OnNonFinite, settings: &Settings) -> Result<Prepared> {
+pub fn prepare(
+    model: &Path,
+    request: &Request,
+    on_non_finite: OnNonFinite,
+    settings: &Settings,
+) -> Result<Prepared> {
     let checkpoint = Checkpoint::open(model)?;
     let tensors = infos(&checkpoint);
     let mut non_finite = NonFinite::new();
@@ -106,11 +111,17 @@ pub(crate) fn finish_preparing(
     };
     let path = destination.path();
     if path.symlink_metadata().is_ok() && !settings.force {
-        problems.push(format!("{}: exists already; --force replaces it, --output names another place", path.display()));
+        problems.push(format!(
+            "{}: exists already; --force replaces it, --output names another place",
+            path.display()
+        ));
     }
     let inside = |path: &Path| path.canonicalize().ok();
     if inside(path).is_some_and(|p| Some(p) == inside(checkpoint.path())) {
-        problems.push(format!("{}: the output would replace the input; --output names another place", path.display()));
+        problems.push(format!(
+            "{}: the output would replace the input; --output names another place",
+            path.display()
+        ));
     }
     if let Some(plan) = &plan {
         let needed = output_bytes(&checkpoint, plan, &destination)?;
@@ -126,7 +137,9 @@ pub(crate) fn finish_preparing(
         }
     }
     match plan {
-        Some(plan) if problems.is_empty() => Ok(Prepared { checkpoint, tensors, plan, destination, saturate }),
+        Some(plan) if problems.is_empty() => {
+            Ok(Prepared { checkpoint, tensors, plan, destination, saturate })
+        }
         _ => Err(Error::Refused(problems)),
     }
 }
@@ -161,7 +174,11 @@ pub(crate) fn destination(checkpoint: &Checkpoint, settings: &Settings, suffix: 
         None => {
             // "." and ".." have no name of their own
             let input = checkpoint.path();
-            let named = if input.file_name().is_some() { input.to_owned() } else { input.canonicalize().unwrap_or_else(|_| input.to_owned()) };
+            let named = if input.file_name().is_some() {
+                input.to_owned()
+            } else {
+                input.canonicalize().unwrap_or_else(|_| input.to_owned())
+            };
             let stem = if checkpoint.is_directory() { named.file_name() } else { named.file_stem() };
             let stem = stem.unwrap_or_default().to_string_lossy();
             let extension = if checkpoint.is_directory() { "" } else { ".safetensors" };
@@ -220,7 +237,10 @@ pub fn execute(
 
 fn add_companions(checkpoint: &Checkpoint, plan: &Plan, writer: &mut Writer) -> Result<()> {
     if plan.files.len() > 1 {
-        writer.add_file(Path::new("model.safetensors.index.json"), pretty(&plan::index(&plan.files)).as_bytes())?;
+        writer.add_file(
+            Path::new("model.safetensors.index.json"),
+            pretty(&plan::index(&plan.files)).as_bytes(),
+        )?;
     }
     if !checkpoint.is_directory() {
         return Ok(());
@@ -263,9 +283,11 @@ fn report(
     }
     let mut all_warnings = warnings(&entries);
     all_warnings.extend(entries.iter().filter_map(|e| {
-        e.saturated.map(|n| format!("{}: {n} values were clamped to the largest of the new dtype", e.row.name))
+        e.saturated
+            .map(|n| format!("{}: {n} values were clamped to the largest of the new dtype", e.row.name))
     }));
-    let left_out = checkpoint.left_out().iter().map(|(p, why)| (p.display().to_string(), why.clone())).collect();
+    let left_out =
+        checkpoint.left_out().iter().map(|(p, why)| (p.display().to_string(), why.clone())).collect();
     Report {
         version: env!("CARGO_PKG_VERSION"),
         model: checkpoint.path().display().to_string(),
@@ -281,12 +303,4 @@ fn report(
         left_out,
         tensors: entries,
     }
-}
-
-/// Reads a source for commands that write nothing.
-pub(crate) fn open(model: &Path) -> Result<(Checkpoint, Vec<TensorInfo>, Source)> {
-    let checkpoint = Checkpoint::open(model)?;
-    let tensors = infos(&checkpoint);
-    let source = checkpoint.source()?;
-    Ok((checkpoint, tensors, source))
 }

@@ -57,10 +57,7 @@ impl Checkpoint {
             return Self::open_directory(path, listing, weights);
         }
         if !kind.is_file() {
-            return Err(Error::format(
-                path,
-                format!("is neither a file nor a directory; {ACCEPTED}"),
-            ));
+            return Err(Error::format(path, format!("is neither a file nor a directory; {ACCEPTED}")));
         }
         if !has_extension(path, "safetensors") {
             return Err(Error::format(path, format!("is no .safetensors file; {ACCEPTED}")));
@@ -141,19 +138,13 @@ impl Checkpoint {
             missing.sort_unstable();
             return Err(Error::format(
                 &path,
-                format!(
-                    "lacks what {} promises to be there: {}",
-                    index.display(),
-                    enumerate(&missing)
-                ),
+                format!("lacks what {} promises to be there: {}", index.display(), enumerate(&missing)),
             ));
         }
         if !others.is_empty() {
             let file = path.strip_prefix(&self.path).unwrap_or(&path).to_owned();
-            self.left_out.push((
-                file,
-                format!("tensors that the index does not list: {}", enumerate(&others)),
-            ));
+            self.left_out
+                .push((file, format!("tensors that the index does not list: {}", enumerate(&others))));
         }
         for (key, value) in header.metadata {
             self.metadata.entry(key).or_insert(value);
@@ -237,8 +228,7 @@ fn has_extension(path: &Path, extension: &str) -> bool {
 /// Names for a message: the first few, and how many more there are.
 fn enumerate<T: AsRef<str>>(names: &[T]) -> String {
     const SHOWN: usize = 8;
-    let shown: Vec<String> =
-        names.iter().take(SHOWN).map(|n| format!("`{}`", n.as_ref())).collect();
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|n| format!("`{}`", n.as_ref())).collect();
     match names.len() - shown.len() {
         0 => shown.join(", "),
         more => format!("{} and {more} more", shown.join(", ")),

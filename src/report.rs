@@ -119,7 +119,10 @@ pub fn warnings(entries: &[Entry]) -> Vec<String> {
         let (Some(scheme), Some(sqnr)) = (entry.row.scheme, entry.sqnr_db) else { continue };
         let bound = if scheme.bits == 4 { 10.0 } else { 20.0 };
         if sqnr < bound {
-            warnings.push(format!("{}: SQNR {sqnr:.1} dB is low for {} bits (under {bound} dB)", entry.row.name, scheme.bits));
+            warnings.push(format!(
+                "{}: SQNR {sqnr:.1} dB is low for {} bits (under {bound} dB)",
+                entry.row.name, scheme.bits
+            ));
         }
         if let Some(peak) = entry.peak_to_rms.filter(|&p| p > OUTLIER_PEAK) {
             warnings.push(format!(
@@ -131,28 +134,7 @@ pub fn warnings(entries: &[Entry]) -> Vec<String> {
     warnings
 }
 
-/// A size as people write it: decimal units, three digits.
+/// A size as people write it, in decimal units.
 pub fn bytes(n: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
-    let (mut value, mut unit) = (n as f64, 0);
-    while value >= 999.5 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    match (unit, value) {
-        (0, _) => format!("{n} B"),
-        (_, v) if v < 10.0 => format!("{v:.2} {}", UNITS[unit]),
-        (_, v) if v < 100.0 => format!("{v:.1} {}", UNITS[unit]),
-        (_, v) => format!("{v:.0} {}", UNITS[unit]),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::bytes;
-
-    #[test]
-    fn sizes_read_well() {
-        assert_eq!([999, 1000, 1_345_678, 99_960_000, 999_700_000].map(bytes), ["999 B", "1.00 kB", "1.35 MB", "100.0 MB", "1.00 GB"]);
-    }
+    bytesize::ByteSize(n).display().si().to_string()
 }

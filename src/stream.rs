@@ -5,12 +5,13 @@ use crate::{
     error::{Error, Result},
     formats::{Part, compressed_tensors::pack_zero_points},
     kernels::{Binding, Lengths, arithmetic::narrow, bits},
-    plan::{Coded, Job, Plan, Work},
+    plan::{Job, Plan, Work},
     reader::Source,
     report::Squares,
     sweeps::{Active, Kind},
-    tensor::{Dtype, Float, TensorInfo, View},
+    tensor::{Float, TensorInfo, View},
     tiles::{Band, Piece, Sweep, bands, group_len, pieces},
+    unpack::{code_offset, qparams},
     writer::Writer,
 };
 use std::{
@@ -89,7 +90,10 @@ impl Stream<'_> {
                     break;
                 }
             }
-            if !backend.collect(&mut |tile, results| run.done(tile, results))? && run.ready.is_empty() && jobs.is_empty() {
+            if !backend.collect(&mut |tile, results| run.done(tile, results))?
+                && run.ready.is_empty()
+                && jobs.is_empty()
+            {
                 return Ok(run.results);
             }
         }
@@ -98,9 +102,11 @@ impl Stream<'_> {
     /// The most weights that a tile of this job may have.
     fn max_elements(&self, backend: &dyn Backend, job: &Job) -> usize {
         let info = &self.tensors[job.source];
-        let budget = self.max_memory.saturating_sub(RESERVE).max(self.max_memory / 2) / backend.depth() as u64;
+        let budget =
+            self.max_memory.saturating_sub(RESERVE).max(self.max_memory / 2) / backend.depth() as u64;
         // runs across a transposed matrix are short; a larger tile reads longer ones
-        let wide = if job.view.col_stride == 1 { 1 } else { 8 };
+        let across = |view: &View| view.col_stride != 1;
+        let wide = if across(&job.view) || job.target.as_ref().is_some_and(across) { 8 } else { 1 };
         let size = if matches!(job.work, Work::Dequantize(_)) { 2 } else { info.dtype.size() };
         let mut max = (backend.tile_bytes() * wide / size).max(64);
         while max > 64 {
@@ -148,7 +154,9 @@ impl Stream<'_> {
                 Kind::Quantize { scheme: *scheme, input, rows: job.view.rows, cols: job.view.cols }
             }
             Work::Cast(to) => Kind::Cast { input, to: *to, saturate: self.saturate },
-            Work::Dequantize(i) => Kind::Dequantize { coded: self.plan.coded[*i].clone(), saturate: self.saturate },
+            Work::Dequantize(i) => {
+                Kind::Dequantize { coded: self.plan.coded[*i].clone(), saturate: self.saturate }
+            }
             Work::Copy => Kind::Cast { input, to: input, saturate: false },
         }
     }
@@ -179,7 +187,15 @@ impl Stream<'_> {
     }
 
     /// Writes a piece of floats, in place if the plan puts a layer back into a larger tensor.
-    fn put(&self, job: &Job, file: usize, tensor: usize, piece: &Piece, size: usize, bytes: &[u8]) -> Result<()> {
+    fn put(
+        &self,
+        job: &Job,
+        file: usize,
+        tensor: usize,
+        piece: &Piece,
+        size: usize,
+        bytes: &[u8],
+    ) -> Result<()> {
         match &job.target {
             Some(target) => {
                 let offset = target.offset
@@ -201,7 +217,9 @@ impl Stream<'_> {
                  --on-nonfinite keep leaves the tensor as it is",
                 if count == 1 { " is" } else { "s are" }
             )),
-            Ok(None) => Error::Device(format!("{name}: the device saw a value that is not finite; the file has none")),
+            Ok(None) => {
+                Error::Device(format!("{name}: the device saw a value that is not finite; the file has none"))
+            }
             Err(e) => e,
         }
     }
@@ -247,9 +265,13 @@ impl Run<'_> {
         let mut state = JobState::default();
         match &job.work {
             Work::Copy => return stream.copy(job),
-            Work::Dequantize(i) => self.load_qparams(&stream.plan.coded[*i], &mut state)?,
+            Work::Dequantize(i) => {
+                (state.scales, state.offsets) =
+                    qparams(stream.source, stream.tensors, &stream.plan.coded[*i])?;
+            }
             Work::Quantize(_) => {
-                let shape: Vec<u8> = stream.plan.rows[job.row].shape.iter().flat_map(|&d| (d as i64).to_le_bytes()).collect();
+                let shape: Vec<u8> =
+                    stream.plan.rows[job.row].shape.iter().flat_map(|&d| (d as i64).to_le_bytes()).collect();
                 stream.write(job, Part::Shape, 0, &shape)?;
             }
             Work::Cast(_) => {}
@@ -263,35 +285,6 @@ impl Run<'_> {
             self.ready.extend((0..band.pieces.len()).map(|p| (id, p)));
             self.active.insert(id, Active::new(stream.kind(job), number, band));
         }
-        Ok(())
-    }
-
-    fn load_qparams(&self, coded: &Coded, state: &mut JobState) -> Result<()> {
-        let stream = self.stream;
-        let groups = (coded.rows * coded.cols) / coded.group_len.max(1);
-        let (scales, dtype) = coded.scales;
-        let mut bytes = vec![0; groups * dtype.size()];
-        stream.source.read(scales, 0, &mut bytes)?;
-        state.scales = bytes.chunks_exact(dtype.size()).map(|b| dtype.decode(b).to_bits()).collect();
-        let info = &stream.tensors[scales];
-        if let Some(i) = state.scales.iter().position(|s| s & bits::MAGNITUDE >= bits::INFINITY) {
-            return Err(Error::refused(format!("{}: scale {i} is not finite", info.name)));
-        }
-        state.offsets = match coded.zero_points {
-            None => vec![0; groups],
-            Some(tensor) => {
-                let info = &stream.tensors[tensor];
-                let mut bytes = vec![0; info.bytes() as usize];
-                stream.source.read(tensor, 0, &mut bytes)?;
-                if info.dtype == Dtype::I32 {
-                    let groups_per_row = groups / coded.rows.min(groups).max(1);
-                    let rows = groups / groups_per_row.max(1);
-                    crate::formats::compressed_tensors::unpack_zero_points(&bytes, rows, groups_per_row, coded.bits)
-                } else {
-                    bytes.iter().map(|&b| i32::from(b as i8)).collect()
-                }
-            }
-        };
         Ok(())
     }
 
@@ -309,10 +302,10 @@ impl Run<'_> {
             tile.preload.push((Binding::Scales, state.scales[groups].to_vec()));
             tile.preload.push((Binding::ZeroPoints, offsets));
         }
-        let codes = matches!(active.kind, Kind::Dequantize { .. });
-        backend.submit(tile.clone(), &mut |bytes| {
-            if codes {
-                let at = code_offset(&active.kind, &piece);
+        let kind = &active.kind;
+        backend.submit(tile, &mut |bytes| {
+            if let Kind::Dequantize { coded, .. } = kind {
+                let at = code_offset(coded.bits, coded.packed, coded.cols, &piece);
                 return stream.source.read(job.source, at, bytes);
             }
             let (rows, cols) = (piece.row..piece.row + piece.rows, piece.col..piece.col + piece.cols);
@@ -337,7 +330,11 @@ impl Run<'_> {
             let piece = active.band.pieces[piece_number];
             self.store(&active, &piece, piece_number, &tile, results)?;
             let read = piece.elements() as u64 * stream.tensors[job.source].dtype.size() as u64;
-            (stream.progress)(if matches!(job.work, Work::Dequantize(_)) { tile.input_bytes as u64 } else { read });
+            (stream.progress)(if matches!(job.work, Work::Dequantize(_)) {
+                tile.input_bytes as u64
+            } else {
+                read
+            });
         } else {
             active.observe(results);
         }
@@ -355,7 +352,14 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn store(&mut self, active: &Active, piece: &Piece, piece_number: usize, tile: &Tile, results: &Results) -> Result<()> {
+    fn store(
+        &mut self,
+        active: &Active,
+        piece: &Piece,
+        piece_number: usize,
+        tile: &Tile,
+        results: &Results,
+    ) -> Result<()> {
         let stream = self.stream;
         let job = &stream.plan.jobs[active.job];
         let state = self.states.entry(active.job).or_default();
@@ -373,7 +377,8 @@ impl Run<'_> {
                     )));
                 }
                 let bytes = if scheme.packed() { output.len() } else { piece.elements() };
-                stream.write(job, Part::Codes, code_offset(&active.kind, piece), &output[..bytes])?;
+                let at = code_offset(scheme.bits, scheme.packed(), *cols, piece);
+                stream.write(job, Part::Codes, at, &output[..bytes])?;
                 state.result.squares.add(squares(tile, results));
                 if active.band.spans && piece_number > 0 {
                     return Ok(()); // the band's one scale was written with its first piece
@@ -385,7 +390,8 @@ impl Run<'_> {
                     bytes.extend_from_slice(&narrow(s, *input as u32).to_le_bytes()[..input.size()]);
                 }
                 stream.write(job, Part::Scales, first * input.size() as u64, &bytes)?;
-                let zero_points: Vec<i8> = results.get(Binding::ZeroPoints).iter().map(|&z| z as i32 as i8).collect();
+                let zero_points: Vec<i8> =
+                    results.get(Binding::ZeroPoints).iter().map(|&z| z as i32 as i8).collect();
                 stream.write(job, Part::ZeroPoints, first, bytemuck::cast_slice(&zero_points))?;
                 if job.outputs.iter().any(|(p, ..)| *p == Part::PackedZeroPoints) {
                     let end = first as usize + zero_points.len();
@@ -394,12 +400,21 @@ impl Run<'_> {
                 }
             }
             Kind::Cast { to, .. } => self.store_floats(active.job, piece, *to, output, results)?,
-            Kind::Dequantize { coded, .. } => self.store_floats(active.job, piece, coded.output, output, results)?,
+            Kind::Dequantize { coded, .. } => {
+                self.store_floats(active.job, piece, coded.output, output, results)?
+            }
         }
         Ok(())
     }
 
-    fn store_floats(&mut self, number: usize, piece: &Piece, to: Float, output: &[u8], results: &Results) -> Result<()> {
+    fn store_floats(
+        &mut self,
+        number: usize,
+        piece: &Piece,
+        to: Float,
+        output: &[u8],
+        results: &Results,
+    ) -> Result<()> {
         let stream = self.stream;
         let job = &stream.plan.jobs[number];
         let counts = results.get(Binding::Counts);
@@ -440,20 +455,6 @@ impl Run<'_> {
         self.states.remove(&number);
         Ok(())
     }
-}
-
-/// Where a piece's codes lie in their tensor, in bytes.
-fn code_offset(kind: &Kind, piece: &Piece) -> u64 {
-    let (bits, packed, cols) = match kind {
-        Kind::Quantize { scheme, cols, .. } => (scheme.bits as usize, scheme.packed(), *cols),
-        Kind::Dequantize { coded, .. } => (coded.bits as usize, coded.packed, coded.cols),
-        Kind::Cast { .. } => return 0,
-    };
-    if !packed {
-        return piece.start(cols);
-    }
-    let words_per_row = (cols * bits).div_ceil(32);
-    4 * (piece.row as u64 * words_per_row as u64 + (piece.col * bits / 32) as u64)
 }
 
 /// A tile's error sums, in units of the weights.

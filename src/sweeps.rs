@@ -142,7 +142,11 @@ impl Active {
         Tile { tag, params, input_bytes, kernels, preload, wants }
     }
 
-    fn quantize_kernels(&self, observer: Observer, preload: &mut Vec<(Binding, Vec<u32>)>) -> Vec<&'static Kernel> {
+    fn quantize_kernels(
+        &self,
+        observer: Observer,
+        preload: &mut Vec<(Binding, Vec<u32>)>,
+    ) -> Vec<&'static Kernel> {
         let mut kernels: Vec<&'static Kernel> = Vec::new();
         if self.band.spans {
             preload.push((Binding::Ranges, self.ranges.clone()));
@@ -187,7 +191,8 @@ impl Active {
             Kind::Quantize { scheme, input, rows, cols } => {
                 let together = self.band.pieces.len() > 1 || scheme.strategy == Strategy::Tensor;
                 let channel_len = if together { elements } else { *cols as u32 };
-                let group = if self.band.spans { elements } else { group_len(scheme.strategy, *rows, *cols) as u32 };
+                let group =
+                    if self.band.spans { elements } else { group_len(scheme.strategy, *rows, *cols) as u32 };
                 let group = if self.sweep() == Sweep::Range { channel_len } else { group };
                 let params = TileParams {
                     input_dtype: *input as u32,

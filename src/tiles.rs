@@ -38,7 +38,12 @@ pub fn pieces(rows: usize, cols: usize, max: usize, align: usize) -> impl Iterat
     let step_cols = if whole { cols } else { (max / align * align).max(align) };
     (0..rows).step_by(step_rows).flat_map(move |row| {
         let rows = step_rows.min(rows - row);
-        (0..cols).step_by(step_cols.max(1)).map(move |col| Piece { row, rows, col, cols: step_cols.min(cols - col) })
+        (0..cols).step_by(step_cols.max(1)).map(move |col| Piece {
+            row,
+            rows,
+            col,
+            cols: step_cols.min(cols - col),
+        })
     })
 }
 

@@ -115,11 +115,8 @@ impl Writer {
         let slot = self.slot(file, tensor)?;
         let end = byte_offset.checked_add(bytes.len() as u64);
         if end.is_none_or(|end| end > slot.bytes) {
-            let what = format!(
-                "{} bytes at byte {byte_offset} reach past its {} bytes",
-                bytes.len(),
-                slot.bytes
-            );
+            let what =
+                format!("{} bytes at byte {byte_offset} reach past its {} bytes", bytes.len(), slot.bytes);
             return Err(self.misuse(&slot.name, what));
         }
         let _shared = slot.gate.read().unwrap_or_else(PoisonError::into_inner);
@@ -214,9 +211,10 @@ impl Writer {
     }
 
     fn slot(&self, file: usize, tensor: usize) -> Result<&Slot> {
-        self.files.get(file).and_then(|slots| slots.get(tensor)).ok_or_else(|| {
-            self.misuse(&format!("{file}/{tensor}"), "there is no such tensor".into())
-        })
+        self.files
+            .get(file)
+            .and_then(|slots| slots.get(tensor))
+            .ok_or_else(|| self.misuse(&format!("{file}/{tensor}"), "there is no such tensor".into()))
     }
 
     fn put(&self, file: usize, at: u64, bytes: &[u8]) -> Result<()> {

@@ -41,7 +41,8 @@ impl OutputFormat for CompressedTensors {
             Strategy::Tensor => vec![1],
             _ => vec![view.rows, groups],
         };
-        let tensor = |suffix: &str, dtype, shape| TensorInfo { name: format!("{name}{suffix}"), dtype, shape };
+        let tensor =
+            |suffix: &str, dtype, shape| TensorInfo { name: format!("{name}{suffix}"), dtype, shape };
         let mut parts = vec![(Part::Scales, tensor(SCALE, scale.dtype(), scale_shape.clone()))];
         if !scheme.packed() {
             parts.push((Part::Codes, tensor("", Dtype::I8, shape.clone())));
@@ -153,16 +154,24 @@ fn notes_on(layer: &Layer) -> Vec<&'static str> {
     if layer.layer_type == LayerType::Embedding {
         notes.push("transformers (with compressed-tensors up to 0.20) cannot load quantized embeddings; vLLM 0.33 can");
     } else if layer.layer_type != LayerType::Linear {
-        notes.push("transformers and vLLM load no quantized Conv2d or LSTM layers; monoquant dequantize reads them");
+        notes.push(
+            "transformers and vLLM load no quantized Conv2d or LSTM layers; monoquant dequantize reads them",
+        );
     }
-    if layer.view.col_stride != 1 && layer.layer_type == LayerType::Linear && layer.view.offset == 0 && layer.view.row_stride == 1 {
+    if layer.view.col_stride != 1
+        && layer.layer_type == LayerType::Linear
+        && layer.view.offset == 0
+        && layer.view.row_stride == 1
+    {
         notes.push(
             "layers stored as [in, out] (GPT-2's Conv1D) are written as [out, in]: transformers quantizes no Conv1D and \
              cannot load them; monoquant dequantize restores them",
         );
     }
     if strategy == Strategy::Tensor && packed {
-        notes.push("vLLM and transformers load pack-quantized weights per channel or group only, not per tensor");
+        notes.push(
+            "vLLM and transformers load pack-quantized weights per channel or group only, not per tensor",
+        );
     }
     match (packed, symmetric) {
         (true, false) => notes.push(
@@ -174,7 +183,9 @@ fn notes_on(layer: &Layer) -> Vec<&'static str> {
     }
     if let Strategy::Group { group_size } = strategy {
         if !packed {
-            notes.push("vLLM refuses w8a8 weights in groups (channel or tensor only); transformers loads them");
+            notes.push(
+                "vLLM refuses w8a8 weights in groups (channel or tensor only); transformers loads them",
+            );
         } else if ![32, 64, 128].contains(&group_size) {
             notes.push("vLLM's GPU kernels take groups of 32, 64 or 128 weights only");
         }
@@ -188,7 +199,8 @@ fn notes_on(layer: &Layer) -> Vec<&'static str> {
 /// vLLM runs q/k/v and gate/up as one layer, which needs one scheme.
 fn fused_layers_that_differ(layers: &[&Layer]) -> Vec<String> {
     const FUSED: [&[&str]; 3] = [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"], &["w1", "w3"]];
-    let by_name: std::collections::HashMap<&str, &Layer> = layers.iter().map(|l| (l.module.as_str(), *l)).collect();
+    let by_name: std::collections::HashMap<&str, &Layer> =
+        layers.iter().map(|l| (l.module.as_str(), *l)).collect();
     let mut notes = Vec::new();
     for layer in layers {
         let Some((parent, last)) = layer.module.rsplit_once('.') else { continue };

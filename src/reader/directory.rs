@@ -103,8 +103,7 @@ pub(super) fn list(root: &Path) -> Result<Listing> {
     while let Some(directory) = pending.pop() {
         let path = root.join(&directory);
         let entries = fs::read_dir(&path).map_err(Error::io("list", &path))?;
-        let names: std::io::Result<BTreeSet<_>> =
-            entries.map(|entry| entry.map(|e| e.file_name())).collect();
+        let names: std::io::Result<BTreeSet<_>> = entries.map(|entry| entry.map(|e| e.file_name())).collect();
         for name in names.map_err(Error::io("list", &path))? {
             let relative = directory.join(&name);
             let path = root.join(&relative);
@@ -179,17 +178,15 @@ pub(super) fn weights(root: &Path, listing: &Listing) -> Result<Weights> {
         .map(|(path, _)| path.display().to_string())
         .collect();
     let dangling = listing.skipped.iter().filter(|(p, _)| has_extension(p, "safetensors"));
-    let dangling: Vec<String> =
-        dangling.map(|(p, why)| format!("{} is a {why}", p.display())).collect();
+    let dangling: Vec<String> = dangling.map(|(p, why)| format!("{} is a {why}", p.display())).collect();
     Err(Error::format(
         root,
         match (dangling.is_empty(), others.is_empty()) {
             (false, _) => format!("has no weights: {}; {ACCEPTED}", dangling.join("; ")),
             (_, true) => format!("has no weights; {ACCEPTED}"),
-            (_, false) => format!(
-                "has no weights that are read, only {}; {ACCEPTED}",
-                super::enumerate(&others)
-            ),
+            (_, false) => {
+                format!("has no weights that are read, only {}; {ACCEPTED}", super::enumerate(&others))
+            }
         },
     ))
 }
@@ -212,17 +209,13 @@ fn read_index(root: &Path, name: &Path) -> Result<Weights> {
         if file.is_empty() || !inside {
             return Err(Error::format(
                 &index,
-                format!(
-                    "tensor `{tensor}` is said to lie in `{file}`; accepted: a file in the directory"
-                ),
+                format!("tensor `{tensor}` is said to lie in `{file}`; accepted: a file in the directory"),
             ));
         }
         if !has_extension(&path, "safetensors") {
             return Err(Error::format(
                 &index,
-                format!(
-                    "tensor `{tensor}` is said to lie in `{file}`, which is no .safetensors file"
-                ),
+                format!("tensor `{tensor}` is said to lie in `{file}`, which is no .safetensors file"),
             ));
         }
         tensors.entry(path).or_default().insert(tensor);

@@ -63,11 +63,7 @@ pub(crate) fn read_at(file: &File, offset: u64, out: &mut [u8]) -> io::Result<()
     {
         let mut done = 0;
         while done < out.len() {
-            match std::os::windows::fs::FileExt::seek_read(
-                file,
-                &mut out[done..],
-                offset + done as u64,
-            ) {
+            match std::os::windows::fs::FileExt::seek_read(file, &mut out[done..], offset + done as u64) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(n) => done += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -86,11 +82,7 @@ pub(crate) fn write_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()>
     {
         let mut done = 0;
         while done < bytes.len() {
-            match std::os::windows::fs::FileExt::seek_write(
-                file,
-                &bytes[done..],
-                offset + done as u64,
-            ) {
+            match std::os::windows::fs::FileExt::seek_write(file, &bytes[done..], offset + done as u64) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => done += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

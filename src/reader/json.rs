@@ -31,18 +31,14 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
                 f.write_str("a JSON object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> std::result::Result<Unique<V>, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Unique<V>, A::Error> {
                 let mut seen = HashSet::new();
                 let mut entries = Vec::new();
                 while let Some(key) = map.next_key::<String>()? {
                     if !seen.insert(key.clone()) {
                         return Err(de::Error::custom(format!("`{key}` occurs twice")));
                     }
-                    let value =
-                        map.next_value().map_err(|e| de::Error::custom(format!("`{key}`: {e}")))?;
+                    let value = map.next_value().map_err(|e| de::Error::custom(format!("`{key}`: {e}")))?;
                     entries.push((key, value));
                 }
                 Ok(Unique(entries))

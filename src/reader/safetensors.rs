@@ -52,8 +52,7 @@ pub(super) fn read_header(path: &Path) -> Result<Header> {
     }
     let mut header = vec![0; length as usize];
     file.read_exact(&mut header).map_err(Error::io("read", path))?;
-    let text =
-        str::from_utf8(&header).map_err(|e| wrong(format!("the header is not UTF-8: {e}")))?;
+    let text = str::from_utf8(&header).map_err(|e| wrong(format!("the header is not UTF-8: {e}")))?;
     if !text.starts_with('{') {
         return Err(wrong("the header is not a JSON object: it does not begin with `{`".into()));
     }
@@ -98,10 +97,7 @@ impl<'de> Deserialize<'de> for Field {
                 Ok(Field::Text(text.to_owned()))
             }
 
-            fn visit_seq<A: de::SeqAccess<'de>>(
-                self,
-                mut items: A,
-            ) -> std::result::Result<Field, A::Error> {
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Field, A::Error> {
                 let mut numbers = Vec::new();
                 while let Some(n) = items.next_element()? {
                     numbers.push(n);
@@ -115,11 +111,7 @@ impl<'de> Deserialize<'de> for Field {
 }
 
 /// Turns the parsed header into tensors, or says what is wrong with it.
-fn check(
-    entries: Vec<(String, Entry)>,
-    data_start: u64,
-    data: u64,
-) -> std::result::Result<Header, String> {
+fn check(entries: Vec<(String, Entry)>, data_start: u64, data: u64) -> std::result::Result<Header, String> {
     let mut metadata = BTreeMap::new();
     let mut spans: Vec<(u64, u64, TensorInfo)> = Vec::new();
     for (name, entry) in entries {
@@ -154,10 +146,8 @@ fn check(
     let mut last = "the header";
     for (begin, end, info) in &spans {
         let name = &info.name;
-        if false {
-            return Err(format!(
-                "tensor `{name}`: its data begin at byte {begin}, within those of {last}"
-            ));
+        if *begin < covered {
+            return Err(format!("tensor `{name}`: its data begin at byte {begin}, within those of {last}"));
         }
         if *begin > covered {
             return Err(format!(
@@ -168,20 +158,14 @@ fn check(
         last = name;
     }
     if covered != data {
-        return Err(format!(
-            "{} bytes follow the last tensor; safetensors allows none",
-            data - covered
-        ));
+        return Err(format!("{} bytes follow the last tensor; safetensors allows none", data - covered));
     }
     let tensors = spans.into_iter().map(|(begin, _, info)| (info, data_start + begin)).collect();
     Ok(Header { tensors, metadata })
 }
 
 /// One tensor of the header with the begin and end of its data.
-fn tensor(
-    name: &str,
-    fields: Vec<(String, Field)>,
-) -> std::result::Result<(u64, u64, TensorInfo), String> {
+fn tensor(name: &str, fields: Vec<(String, Field)>) -> std::result::Result<(u64, u64, TensorInfo), String> {
     let (mut dtype, mut shape, mut offsets) = (None, None, None);
     for (key, value) in fields {
         match (key.as_str(), value) {

@@ -31,8 +31,7 @@ impl Source {
                 handles.get(i).map_err(Error::io("open", path))?;
             }
         }
-        let extent =
-            |t: &super::StoredTensor| Extent { info: t.info.clone(), file: t.file, start: t.start };
+        let extent = |t: &super::StoredTensor| Extent { info: t.info.clone(), file: t.file, start: t.start };
         Ok(Source { tensors: checkpoint.tensors.iter().map(extent).collect(), handles })
     }
 

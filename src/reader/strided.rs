@@ -52,11 +52,7 @@ impl Lattice {
         cols: Range<usize>,
         limit: u64,
     ) -> std::result::Result<Self, String> {
-        if rows.start > rows.end
-            || rows.end > view.rows
-            || cols.start > cols.end
-            || cols.end > view.cols
-        {
+        if rows.start > rows.end || rows.end > view.rows || cols.start > cols.end || cols.end > view.cols {
             return Err(format!(
                 "rows {rows:?} and columns {cols:?} do not lie in a view of {} x {}",
                 view.rows, view.cols
@@ -74,9 +70,7 @@ impl Lattice {
             match reach(rows.end - 1, cols.end - 1) {
                 Some(last) if last < limit => {}
                 _ => {
-                    return Err(format!(
-                        "{view:?} reaches past the {limit} elements of the tensor"
-                    ));
+                    return Err(format!("{view:?} reaches past the {limit} elements of the tensor"));
                 }
             }
         }
@@ -135,8 +129,7 @@ impl Lattice {
     /// Whether [`Lattice::scatter`] rewrites bytes between the elements, so that no one else may write meanwhile.
     pub fn rewrites(&self, elem: u64) -> bool {
         let short = self.fast.len * elem < RUN && self.slow.len > 1 && !self.is_dense();
-        self.fast.len > 1 && self.fast.stride != 1
-            || short && self.gap(self.fast.len) * elem < RUN * 8
+        self.fast.len > 1 && self.fast.stride != 1 || short && self.gap(self.fast.len) * elem < RUN * 8
     }
 
     /// Writes packed rows into the window through `write(byte offset, bytes)`; the inverse of [`Lattice::gather`].
@@ -185,12 +178,7 @@ impl Lattice {
     }
 
     /// Cuts the window into tiles that fit the scratch memory. Gaps between lines are included if `through` and small.
-    fn tiles(
-        &self,
-        elem: u64,
-        through: bool,
-        mut visit: impl FnMut(Tile) -> Result<()>,
-    ) -> Result<()> {
+    fn tiles(&self, elem: u64, through: bool, mut visit: impl FnMut(Tile) -> Result<()>) -> Result<()> {
         let (f, s) = (self.fast, self.slow);
         let room = (SCRATCH / elem).max(1);
         let longest = match f.stride {
@@ -203,8 +191,8 @@ impl Lattice {
         while at < f.len {
             let fast = at..(at + longest).min(f.len);
             let span = (fast.end - fast.start - 1) * f.stride + 1;
-            let merged = self.is_dense() && span == f.len
-                || through && self.gap(span).saturating_mul(elem) <= GAP;
+            let merged =
+                self.is_dense() && span == f.len || through && self.gap(span).saturating_mul(elem) <= GAP;
             let pitch = if merged { s.stride } else { span };
             let lines = match pitch {
                 0 => s.len,

@@ -19,10 +19,8 @@ fn shard(path: &Path, tensors: &[(&str, &[usize], u16)]) {
     let views = tensors.iter().zip(&data).map(|((name, shape, _), data)| {
         (*name, TensorView::new(Reference::U16, shape.to_vec(), data).unwrap())
     });
-    let metadata = HashMap::from([
-        ("from".into(), path.display().to_string()),
-        ("format".into(), "pt".into()),
-    ]);
+    let metadata =
+        HashMap::from([("from".into(), path.display().to_string()), ("format".into(), "pt".into())]);
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).unwrap();
     }
@@ -30,8 +28,7 @@ fn shard(path: &Path, tensors: &[(&str, &[usize], u16)]) {
 }
 
 fn index(path: &Path, map: &[(&str, &str)]) {
-    let map: serde_json::Map<_, _> =
-        map.iter().map(|(k, v)| (k.to_string(), serde_json::json!(v))).collect();
+    let map: serde_json::Map<_, _> = map.iter().map(|(k, v)| (k.to_string(), serde_json::json!(v))).collect();
     let json = serde_json::json!({"metadata": {"total_size": 1}, "weight_map": map});
     fs::write(path, json.to_string()).unwrap();
 }
@@ -165,12 +162,8 @@ fn an_index_that_promises_too_much() {
     index(&path, &[("a", "1.safetensors"), ("b", "1.safetensors")]);
     refuses(root, &["1.safetensors", "index.json", "`b`"]);
     index(&path, &[("a", "1.safetensors"), ("b", "2.safetensors"), ("c", "sub/3.safetensors")]);
-    refuses(
-        root,
-        &["index.json", "2 of 3 files are missing", "2.safetensors", "sub/3.safetensors"],
-    );
-    for file in ["../x.safetensors", "/etc/x.safetensors", "", ".", "sub/../../x.safetensors", "/"]
-    {
+    refuses(root, &["index.json", "2 of 3 files are missing", "2.safetensors", "sub/3.safetensors"]);
+    for file in ["../x.safetensors", "/etc/x.safetensors", "", ".", "sub/../../x.safetensors", "/"] {
         index(&path, &[("a", file)]);
         refuses(root, &["index.json", "`a`", "accepted: a file in the directory"]);
     }
@@ -245,8 +238,7 @@ fn links_are_followed_but_not_in_circles() {
     assert_eq!(names(&checkpoint), ["w"]);
     assert!(checkpoint.config().is_some());
     assert_eq!(checkpoint.companions(), [Path::new("tokenizer.json")]);
-    let left_out: Vec<_> =
-        checkpoint.left_out().iter().map(|(p, why)| (p.to_str().unwrap(), why)).collect();
+    let left_out: Vec<_> = checkpoint.left_out().iter().map(|(p, why)| (p.to_str().unwrap(), why)).collect();
     assert_eq!(left_out.len(), 2, "{left_out:?}");
     assert!(left_out[0].0 == "gone.json" && left_out[0].1.contains("leads nowhere"));
     assert!(left_out[1].0 == "sub/up" && left_out[1].1.contains("or above"));

@@ -173,9 +173,9 @@ fn check(path: &Path, directory: bool, force: bool) -> Result<bool> {
     };
     let shown = path.display();
     match (directory, kind.is_dir(), kind.is_file()) {
-        (true, false, _) => Err(Error::refused(format!(
-            "{shown} exists and is not a directory; choose another name"
-        ))),
+        (true, false, _) => {
+            Err(Error::refused(format!("{shown} exists and is not a directory; choose another name")))
+        }
         (false, _, false) => {
             Err(Error::refused(format!("{shown} exists and is not a file; choose another name")))
         }
@@ -308,9 +308,7 @@ fn sync_directory(path: &Path) -> Result<()> {
         let directory = fs::File::open(path).map_err(Error::io("open", path))?;
         match directory.sync_all() {
             // Some network file systems cannot, and need not.
-            Err(e)
-                if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
-            }
+            Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {}
             result => result.map_err(Error::io("flush", path))?,
         }
     }

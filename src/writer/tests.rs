@@ -10,8 +10,7 @@ fn info(name: &str, dtype: Dtype, shape: &[usize]) -> TensorInfo {
 }
 
 fn layout(name: &str, tensors: &[TensorInfo]) -> FileLayout {
-    let metadata =
-        BTreeMap::from([("format".into(), "pt".into()), ("by".into(), "\"us\"\n".into())]);
+    let metadata = BTreeMap::from([("format".into(), "pt".into()), ("by".into(), "\"us\"\n".into())]);
     FileLayout { name: name.into(), tensors: tensors.to_vec(), metadata }
 }
 
@@ -322,23 +321,19 @@ fn views_from_many_threads_fill_a_tensor() {
     let layout = layout("f.safetensors", &[info("w", Dtype::I16, &[cols, rows, 2])]);
     let writer = Writer::create(&Destination::File(path.clone()), vec![layout], false).unwrap();
     let value = |half: usize, r: usize, c: usize| (half * 10_000 + r * 100 + c) as u16;
+    let start = std::sync::Barrier::new(16);
     std::thread::scope(|scope| {
         for job in 0..16 {
-            let writer = &writer;
+            let (writer, start) = (&writer, &start);
             scope.spawn(move || {
+                start.wait();
                 let (half, part) = (job % 2, job / 2 * 8..job / 2 * 8 + 8);
-                let view = View {
-                    offset: half as u64,
-                    rows,
-                    cols,
-                    row_stride: 2,
-                    col_stride: 2 * rows as u64,
-                };
-                let bytes: Vec<u8> = part
-                    .clone()
-                    .flat_map(|r| (0..cols).flat_map(move |c| value(half, r, c).to_le_bytes()))
-                    .collect();
-                writer.write_view(0, 0, &view, part, 2, &bytes).unwrap();
+                let view =
+                    View { offset: half as u64, rows, cols, row_stride: 2, col_stride: 2 * rows as u64 };
+                for r in part {
+                    let bytes: Vec<u8> = (0..cols).flat_map(|c| value(half, r, c).to_le_bytes()).collect();
+                    writer.write_view(0, 0, &view, r..r + 1, 2, &bytes).unwrap();
+                }
             });
         }
     });
@@ -380,8 +375,5 @@ fn directories_are_replaced_where_swapping_is_unknown() {
     let new = tempfile::tempdir_in(tmp.path()).unwrap();
     fs::rename(new.path(), &b).unwrap();
     says(destination::replace_in_steps(new, &a), &["cannot move the output"]);
-    assert_eq!(
-        (names(tmp.path()), names(&a)),
-        (vec!["a".into(), "b".into()], vec!["fresh".into()])
-    );
+    assert_eq!((names(tmp.path()), names(&a)), (vec!["a".into(), "b".into()], vec!["fresh".into()]));
 }

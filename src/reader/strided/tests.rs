@@ -105,6 +105,7 @@ fn interleaved_windows_are_right() {
     both_ways(view(0, 3, 5, 70000, 9000), 0..3, 0..5, 1);
     // Lines longer than the scratch memory, in elements that are no power of two.
     both_ways(view(3, 2, 5_000_000, 10_000_001, 2), 0..2, 0..5_000_000, 1);
+    both_ways(view(1, 9_000_000, 2, 1, 9_000_000), 0..9_000_000, 0..2, 1);
     both_ways(view(3, 20, 30, 200, 3), 0..20, 0..30, 18);
 }
 

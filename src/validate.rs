@@ -1,0 +1,172 @@
+//! Whether a quantized checkpoint is whole, finite and loadable.
+
+use crate::{
+    error::{Error, Result},
+    quantize::infos,
+    reader::{Checkpoint, Source},
+    stream::count_not_finite,
+    tensor::TensorInfo,
+    unpack::{CodedLayer, layers, qparams, quantization_config},
+};
+use serde::Serialize;
+use serde_json::Value;
+use std::{collections::HashSet, path::Path};
+
+/// What was looked at, and what is wrong.
+#[derive(Debug, Clone, Serialize)]
+pub struct Validation {
+    /// The path.
+    pub model: String,
+    /// Quantized layers.
+    pub layers: usize,
+    /// Other tensors.
+    pub tensors: usize,
+    /// Whether a config.json was checked.
+    pub config: bool,
+    /// What is wrong; empty is good.
+    pub problems: Vec<String>,
+}
+
+/// Reads every scale, zero point and float of a checkpoint, and its config.
+pub fn validate(model: &Path) -> Result<Validation> {
+    let checkpoint = Checkpoint::open(model)?;
+    let tensors = infos(&checkpoint);
+    let source = checkpoint.source()?;
+    let mut validation = Validation {
+        model: model.display().to_string(),
+        layers: 0,
+        tensors: tensors.len(),
+        config: checkpoint.config().is_some(),
+        problems: Vec::new(),
+    };
+    let found = match layers(&checkpoint, &source) {
+        Ok(found) => found,
+        Err(Error::Refused(problems)) => {
+            validation.problems = problems;
+            return Ok(validation);
+        }
+        Err(e) => return Err(e),
+    };
+    validation.layers = found.coded.len();
+    validation.tensors = found.rest.len();
+    if found.coded.is_empty() {
+        validation.problems.push("no quantized layer found".into());
+    }
+    for layer in &found.coded {
+        validation.problems.extend(values(&source, &tensors, layer)?);
+    }
+    for i in found.rest.iter().copied() {
+        if let Some((index, count)) = count_not_finite(&source, i, &tensors[i])? {
+            let name = &tensors[i].name;
+            validation
+                .problems
+                .push(format!("{name}: {count} values are not finite, the first at index {index}"));
+        }
+    }
+    if checkpoint.config().is_some() {
+        let kept: Vec<&TensorInfo> = found.rest.iter().map(|&i| &tensors[i]).collect();
+        match quantization_config(&checkpoint) {
+            Some(config) => validation.problems.extend(config_problems(config, &found.coded, &kept)),
+            None if checkpoint.is_directory() => {
+                validation.problems.push(
+                    "config.json has no quantization_config: loaders would take the codes for weights".into(),
+                );
+            }
+            None => {}
+        }
+    }
+    Ok(validation)
+}
+
+fn values(source: &Source, tensors: &[TensorInfo], layer: &CodedLayer) -> Result<Vec<String>> {
+    let (scales, offsets) = match qparams(source, tensors, &layer.coded) {
+        Ok(parameters) => parameters,
+        Err(Error::Refused(problems)) => return Ok(problems),
+        Err(e) => return Err(e),
+    };
+    let mut problems = Vec::new();
+    let zeros = scales.iter().filter(|&&s| f32::from_bits(s) == 0.0).count();
+    if zeros > 0 {
+        problems.push(format!("{}: {zeros} scales are zero", layer.name));
+    }
+    let (low, high) = (-(1 << (layer.coded.bits - 1)), (1 << (layer.coded.bits - 1)) - 1);
+    if let Some(i) = offsets.iter().position(|z| !(low..=high).contains(z)) {
+        problems.push(format!("{}: zero point {i} is {}, outside {low} to {high}", layer.name, offsets[i]));
+    }
+    Ok(problems)
+}
+
+/// The rules of transformers and vLLM that our own configs keep.
+fn config_problems(config: &Value, coded: &[CodedLayer], kept: &[&TensorInfo]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let status = config.get("quantization_status").and_then(Value::as_str).unwrap_or("missing");
+    if status != "compressed" {
+        problems.push(format!("config.json: quantization_status is {status}; transformers would load random weights, it must be compressed"));
+    }
+    let strings = |value: Option<&Value>| -> HashSet<String> {
+        let list = value.and_then(Value::as_array).into_iter().flatten();
+        list.filter_map(|v| v.as_str().map(str::to_owned)).collect()
+    };
+    let ignored = strings(config.get("ignore"));
+    let groups: Vec<&Value> =
+        config.get("config_groups").and_then(Value::as_object).map_or(vec![], |g| g.values().collect());
+    if groups.is_empty() {
+        problems.push("config.json: no config_groups".into());
+        return problems;
+    }
+    let targets: Vec<HashSet<String>> = groups.iter().map(|g| strings(g.get("targets"))).collect();
+    let matches = |set: &HashSet<String>, module: &str| {
+        set.iter().any(|t| match t.strip_prefix("re:") {
+            Some(pattern) => regex::Regex::new(&format!("^(?:{pattern})")).is_ok_and(|r| r.is_match(module)),
+            None => t == module,
+        })
+    };
+    let by_class = targets.iter().position(|t| t.contains("Linear"));
+    for layer in coded {
+        let module = layer.name.strip_suffix(".weight").unwrap_or(&layer.name);
+        if matches(&ignored, module) {
+            problems.push(format!("config.json: {module} is quantized, but on the ignore list"));
+        }
+        let Some(group) = targets.iter().position(|t| matches(t, module)).or(by_class) else {
+            problems.push(format!("config.json: no config group targets {module}"));
+            continue;
+        };
+        let weights = &groups[group]["weights"];
+        let stated =
+            (weights["num_bits"].as_u64(), weights["strategy"].as_str(), weights["symmetric"].as_bool());
+        let size_fits = match layer.strategy {
+            crate::scheme::Strategy::Group { group_size } => {
+                weights["group_size"].as_u64() == Some(group_size as u64)
+            }
+            _ => true,
+        };
+        // one group a row can be told as groups or as a channel
+        let strategy_fits = stated.1 == Some(layer.strategy.name())
+            || (stated.1 == Some("group") && weights["group_size"].as_u64() == Some(layer.coded.cols as u64));
+        let symmetric = layer.coded.zero_points.is_none();
+        if stated.0 != Some(layer.coded.bits.into())
+            || !strategy_fits
+            || !size_fits
+            || stated.2 != Some(symmetric)
+        {
+            problems.push(format!(
+                "config.json: group_{group} says {} bits, {}, symmetric {}; {module} is {}",
+                stated.0.unwrap_or(0),
+                stated.1.unwrap_or("no strategy"),
+                stated.2.unwrap_or(false),
+                crate::inspect::describe(layer)
+            ));
+        }
+    }
+    if by_class.is_some() {
+        for tensor in kept.iter().filter(|t| t.shape.len() == 2 && t.dtype.is_float()) {
+            let Some(module) = tensor.name.strip_suffix(".weight") else { continue };
+            let last = module.rsplit('.').next().unwrap_or(module);
+            let lookup = last.contains("embed") || matches!(last, "wte" | "wpe" | "shared");
+            if !lookup && !matches(&ignored, module) {
+                problems.push(format!("config.json: {module} is not quantized, but not on the ignore list: transformers expects codes"));
+            }
+        }
+    }
+    problems
+}
