@@ -106,8 +106,13 @@ fn write(prepared: Prepared, settings: &Settings, out: &Out) -> Result<()> {
             eprintln!("note: {note}");
         }
     }
+    let mut device = device::open(&settings.device, &settings.gpu)?;
+    if !quiet {
+        eprintln!("device: {}", device.why);
+    }
     let progress = show::Progress::new(quantize::work_bytes(&prepared), quiet);
-    let report = quantize::execute(&prepared, settings, &INTERRUPTED, &|bytes| progress.advance(bytes));
+    let report =
+        quantize::execute(&prepared, &mut device, settings, &INTERRUPTED, &|bytes| progress.advance(bytes));
     progress.finish(report.is_ok());
     let report = report?;
     if let Some(path) = &out.report {

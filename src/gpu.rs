@@ -101,8 +101,6 @@ fn facts(adapter: &wgpu::Adapter) -> AdapterFacts {
 pub struct GpuOptions {
     /// How threads form teams; by default one thread a chunk on software, 16 on hardware.
     pub shape: Option<Shape>,
-    /// Bytes of weights a tile.
-    pub tile_bytes: Option<usize>,
     /// For tests of the checks themselves: replaces a text in every shader.
     pub corrupt: Option<(&'static str, &'static str)>,
     /// For tests: goes on with an adapter that was not compared with the CPU.
@@ -367,8 +365,7 @@ impl Backend for GpuBackend {
     }
 
     fn tile_bytes(&self) -> usize {
-        let usual = if self.facts.software { TILE_BYTES_SOFTWARE } else { TILE_BYTES_HARDWARE };
-        self.options.tile_bytes.unwrap_or(usual)
+        if self.facts.software { TILE_BYTES_SOFTWARE } else { TILE_BYTES_HARDWARE }
     }
 
     fn depth(&self) -> usize {

@@ -1,7 +1,7 @@
 //! From a checkpoint to a checkpoint: open, plan, read → backend → format → write, report.
 
 use crate::{
-    device,
+    device::{self, Device},
     error::{Error, Result},
     gpu::GpuOptions,
     plan::{self, NonFinite, Plan, Request, Work},
@@ -39,6 +39,8 @@ pub struct Settings {
     pub device: device::Choice,
     /// Bytes of memory to stay under.
     pub max_memory: u64,
+    /// Bytes of weights a tile, instead of what suits the device. Without effect on the result.
+    pub tile_bytes: Option<usize>,
     /// Settings of a GPU.
     pub gpu: GpuOptions,
 }
@@ -50,6 +52,7 @@ impl Default for Settings {
             force: false,
             device: device::Choice::Auto,
             max_memory: 512 << 20,
+            tile_bytes: None,
             gpu: GpuOptions::default(),
         }
     }
@@ -204,13 +207,13 @@ pub fn work_bytes(prepared: &Prepared) -> u64 {
 /// Runs a plan: streams every tensor, then puts the result in its place in one step.
 pub fn execute(
     prepared: &Prepared,
+    device: &mut Device,
     settings: &Settings,
     interrupted: &AtomicBool,
     progress: &dyn Fn(u64),
 ) -> Result<Report> {
     let start = Instant::now();
     let Prepared { checkpoint, tensors, plan, destination, saturate } = prepared;
-    let mut device = device::open(&settings.device, &settings.gpu)?;
     let source = checkpoint.source()?;
     let mut writer = Writer::create(destination, plan.files.clone(), settings.force)?;
     let stream = Stream {
@@ -220,6 +223,7 @@ pub fn execute(
         writer: &writer,
         saturate: *saturate,
         max_memory: settings.max_memory,
+        tile_bytes: settings.tile_bytes,
         interrupted,
         progress,
     };
@@ -230,7 +234,7 @@ pub fn execute(
     if interrupted.load(std::sync::atomic::Ordering::Relaxed) {
         return Err(Error::Interrupted);
     }
-    let report = report(prepared, &results, device.why, device.backend.dispatches(), start);
+    let report = report(prepared, &results, device, start);
     writer.commit()?;
     Ok(report)
 }
@@ -258,13 +262,7 @@ fn pretty(value: &serde_json::Value) -> String {
     format!("{value:#}\n")
 }
 
-fn report(
-    prepared: &Prepared,
-    results: &[JobResult],
-    device: String,
-    dispatches: crate::backend::Dispatches,
-    start: Instant,
-) -> Report {
+fn report(prepared: &Prepared, results: &[JobResult], device: &Device, start: Instant) -> Report {
     let Prepared { checkpoint, plan, destination, .. } = prepared;
     let mut entries: Vec<Entry> = plan
         .rows
@@ -292,12 +290,12 @@ fn report(
         version: env!("CARGO_PKG_VERSION"),
         model: checkpoint.path().display().to_string(),
         output: destination.path().display().to_string(),
-        device,
+        device: device.why.clone(),
         bytes_before: plan.bytes_before(),
         bytes_after: plan.bytes_after(),
         sqnr_db: (total.count > 0).then(|| total.sqnr_db()),
         seconds: start.elapsed().as_secs_f64(),
-        dispatches,
+        dispatches: device.backend.dispatches(),
         warnings: all_warnings,
         notes: plan.notes.clone(),
         left_out,

@@ -33,6 +33,8 @@ pub struct Stream<'a> {
     pub saturate: bool,
     /// Bytes of memory that tiles may take, and everything else.
     pub max_memory: u64,
+    /// Bytes of weights a tile, instead of the backend's own.
+    pub tile_bytes: Option<usize>,
     /// Set from outside to stop.
     pub interrupted: &'a AtomicBool,
     /// Told the bytes of input that were finished.
@@ -108,7 +110,8 @@ impl Stream<'_> {
         let across = |view: &View| view.col_stride != 1;
         let wide = if across(&job.view) || job.target.as_ref().is_some_and(across) { 8 } else { 1 };
         let size = if matches!(job.work, Work::Dequantize(_)) { 2 } else { info.dtype.size() };
-        let mut max = (backend.tile_bytes() * wide / size).max(64);
+        let usual = self.tile_bytes.unwrap_or_else(|| backend.tile_bytes());
+        let mut max = (usual * wide / size).max(64);
         while max > 64 {
             let lengths = self.largest(job, max);
             let largest = Binding::ALL.iter().map(|&b| 4 * lengths.of(b) as u64).max().unwrap_or(0);

@@ -80,14 +80,14 @@ impl Out {
             return Err(Error::Usage(format!("--max-memory {}: at least 32MiB are needed", self.max_memory)));
         }
         let Ok(device) = self.device.parse::<device::Choice>();
-        let mut settings = Settings {
+        let settings = Settings {
             output: self.output.clone(),
             force: self.force,
             device,
             max_memory: self.max_memory.0,
+            tile_bytes: self.tile_bytes.map(|b| b.0 as usize),
             ..Settings::default()
         };
-        settings.gpu.tile_bytes = self.tile_bytes.map(|b| b.0 as usize);
         Ok(settings)
     }
 }

@@ -142,7 +142,6 @@ pub fn plan(prepared: &Prepared) {
 const WORST: usize = 5;
 
 pub fn report(report: &Report) {
-    eprintln!("device: {}", report.device);
     for (path, why) in &report.left_out {
         eprintln!("left out: {path}: {why}");
     }
