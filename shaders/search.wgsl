@@ -12,7 +12,7 @@ fn search(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) 
   let absmax = max(low, high);
   var sum_low = 0u;
   var sum_high = 0u;
-  if (absmax >= MIN_SEARCH) {
+  if (absmax >= MIN_SEARCH && absmax < INFINITY) {
     let four = params.bits == 4u;
     let tried = candidate(low, high, thread % params.candidates);
     let fine = div_rn(select(0x47800000u, 0x46000000u, four), absmax);      // 2^16 or 2^13

@@ -83,8 +83,8 @@ pub fn group_len(strategy: Strategy, rows: usize, cols: usize) -> usize {
 /// The bands of a matrix that is quantized by `scheme`, for tiles of at most `max` weights.
 pub fn bands(scheme: Scheme, rows: usize, cols: usize, max: usize) -> impl Iterator<Item = Band> {
     let group = group_len(scheme.strategy, rows, cols);
-    // groups that fit stay whole; rows of int4 codes are cut at whole words
-    let align = if group < max && group < cols { lcm(group, 8) } else { 8 };
+    // groups within a row stay whole, even if a tile grows by it; rows of int4 codes are cut at whole words
+    let align = if group < cols { lcm(group, 8) } else { 8 };
     let max = max.max(align);
     let all: Vec<Piece> = pieces(rows, cols, max, align).collect();
     let histogram = scheme.observer.needs_histogram();
@@ -124,7 +124,7 @@ fn lcm(a: usize, b: usize) -> usize {
 mod tests {
     use super::*;
     use crate::scheme::{Method, preset};
-    use proptest::prelude::*;
+    use proptest::{prop_assert, prop_assert_eq, proptest};
 
     fn scheme(strategy: Strategy, observer: Observer) -> Scheme {
         let Method::Quantize(scheme) = preset("w4a16").unwrap().method else { unreachable!() };

@@ -68,15 +68,16 @@ fn the_gpu_and_the_cpu_write_the_same_files() {
 fn any_tile_size_and_any_run_gives_the_same_file() {
     let folder = Folder::new();
     directory(&folder.path("model"), &llama(Float::BF16), &llama_config());
-    for recipe in RECIPES {
+    for (i, recipe) in RECIPES.iter().enumerate() {
         if recipe.contains(&"bf16") {
             continue;
         }
         quantize(&folder, "model", "whole", recipe, &["--device", "cpu"]);
         let whole = std::fs::read(folder.path("whole/model.safetensors")).unwrap();
-        for (device, tile) in
-            [("cpu", "128B"), ("cpu", "1000B"), ("cpu", "5000B"), ("cpu", "1MB"), ("gpu", "200B")]
-        {
+        for (device, tile) in [("cpu", "128B"), ("cpu", "1000B"), ("cpu", "1MB"), ("gpu", "1000B")] {
+            if device == "gpu" && i % 3 != 0 {
+                continue; // a third of the recipes has every sweep
+            }
             quantize(&folder, "model", "tiled", recipe, &["--device", device, "--tile-bytes", tile]);
             let tiled = std::fs::read(folder.path("tiled/model.safetensors")).unwrap();
             assert!(whole == tiled, "{recipe:?} on {device} in tiles of {tile}");

@@ -1,7 +1,7 @@
 //! Squared error of every candidate scale on every chunk, in 64-bit integers (`counts[chunk][candidate] = [low, high]`).
 //!
 //! A group is normalised to integers of 13 bits (16 at 8 bits) and every candidate's scale to a step on the same grid;
-//! a reconstruction is `(q · step + 128) >> 8`. So the choice is the same on every device. Groups under 2⁻¹⁰⁰ get zeros,
+//! a reconstruction is `(q · step + 128) >> 8`. So the choice is the same on every device. Groups under 2⁻¹⁰⁰ (or not finite) get zeros,
 //! and with them candidate 0, as [`super::qparams`] takes the first of equals. Twin: `shaders/search.wgsl`.
 
 use super::{Binding, CHUNK, Kernel, TileBuffers, TileParams, arithmetic::*, bits::*};
@@ -34,7 +34,7 @@ fn search(params: &TileParams, b: &mut TileBuffers) {
         let absmax = low.max(high);
         let sums =
             &mut b.counts[2 * (chunk * params.candidates) as usize..][..2 * params.candidates as usize];
-        if absmax < MIN_SEARCH {
+        if !(MIN_SEARCH..INFINITY).contains(&absmax) {
             sums.fill(0);
             continue;
         }
@@ -68,7 +68,7 @@ fn squared_error(params: &TileParams, normal: &[i32], step: i32, inverse: f32, t
     let mut sum = 0u64;
     for &x in normal {
         // the product lies below 2^23 for every group whose codes differ from 0, and NaN cannot occur
-        let k = (((x.abs() as f32 * inverse) as i32 + 1) >> 1) & 0x7f_ffff;
+        let k = ((x.abs() as f32 * inverse) as i32 + 1) >> 1;
         let negative = (x >> 31) ^ flip;
         let code = (((k ^ negative) - negative) + z).clamp(params.qmin, params.qmax);
         let decoded = ((code - z) * signed_step + 128) >> 8;
