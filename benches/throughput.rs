@@ -37,7 +37,14 @@ fn main() {
     let mut measures: Vec<(String, Measure)> = vec![
         ("memcpy, one core".into(), Box::new(|| timed(block.len(), || target.copy_from_slice(&block)))),
         ("read from page cache".into(), Box::new(|| timed(bytes, || read(&input)))),
-        ("cp".into(), Box::new(|| timed(bytes, || drop(std::fs::copy(&input, &copied).expect("cp"))))),
+        (
+            "cp".into(),
+            Box::new(|| {
+                timed(bytes, || {
+                    std::fs::copy(&input, &copied).expect("cp");
+                })
+            }),
+        ),
         (
             "cp, then fsync".into(),
             Box::new(|| {

@@ -224,3 +224,96 @@ pub fn load_weights(params: &TileParams, input: &[u32], start: usize, out: &mut 
     load_bits(params, input, start, out);
     out.iter_mut().for_each(|x| *x = flush(*x));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Float;
+    use rayon::prelude::*;
+
+    /// All 2^32 inputs, against the half crate.
+    #[test]
+    fn narrowing_is_to_nearest_even_for_every_float() {
+        let wrong = (0..=u16::MAX).into_par_iter().find_any(|&high| {
+            (0..=u16::MAX).any(|low| {
+                let x = u32::from(high) << 16 | u32::from(low);
+                let value = f32::from_bits(x);
+                let (f16, bf16) =
+                    (half::f16::from_f32(value).to_bits(), half::bf16::from_f32(value).to_bits());
+                f32_to_f16(x) != u32::from(f16) || f32_to_bf16(x) != u32::from(bf16)
+            })
+        });
+        assert_eq!(wrong, None);
+    }
+
+    #[test]
+    fn widening_is_exact_for_every_half() {
+        for h in 0..=u16::MAX {
+            let expected = Float::F16.decode(&h.to_le_bytes());
+            let found = f32::from_bits(f16_to_f32(h.into()));
+            assert!(
+                found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan()),
+                "{h:#06x}"
+            );
+        }
+    }
+
+    /// Every pair of mantissas over the binades that matter, against exact arithmetic: x/s is compared with k + 1/2 as
+    /// 2x with (2k + 1)s, which f64 holds exactly.
+    fn quotients(mantissa_bits: u32, binades: std::ops::RangeInclusive<i32>) -> u64 {
+        let mantissas = 1u32 << mantissa_bits;
+        (0..mantissas)
+            .into_par_iter()
+            .map(|m| {
+                let s = (127 << 23) | (m << (23 - mantissa_bits));
+                let inverse = 1.0 / f32::from_bits(s);
+                let mut checked = 0;
+                for binade in binades.clone() {
+                    for n in 0..mantissas {
+                        let x = ((127 + binade) as u32) << 23 | (n << (23 - mantissa_bits));
+                        for z in [0, 1] {
+                            let k = f64::from(round_quotient(x, s, inverse, z));
+                            let (twice, s) =
+                                (2.0 * f64::from(f32::from_bits(x)), f64::from(f32::from_bits(s)));
+                            let (below, above) = ((2.0 * k - 1.0) * s, (2.0 * k + 1.0) * s);
+                            let even = (k as i64 + i64::from(z)) % 2 == 0;
+                            let right =
+                                below < twice && twice < above || even && (below == twice || above == twice);
+                            assert!(right, "{x:#x} / {s} with z {z} gave {k}");
+                            checked += 1;
+                        }
+                    }
+                }
+                checked
+            })
+            .sum()
+    }
+
+    #[test]
+    fn codes_are_those_of_the_real_quotient() {
+        assert_eq!(quotients(7, -3..=9), 128 * 128 * 13 * 2);
+        assert_eq!(quotients(10, -2..=8), 1024 * 1024 * 11 * 2);
+    }
+
+    #[test]
+    fn a_guess_that_is_one_off_changes_nothing() {
+        for (x, s) in [(1.5f32, 1.0f32), (2.5, 1.0), (7.499, 1.0), (6.0, 0.75), (100.0, 0.8125)] {
+            let exact = 1.0 / s;
+            let results: Vec<u32> = [exact, exact * (1.0 + 3e-7), exact * (1.0 - 3e-7)]
+                .map(|inverse| round_quotient(x.to_bits(), s.to_bits(), inverse, 0))
+                .into();
+            assert!(results.windows(2).all(|w| w[0] == w[1]), "{x} / {s}: {results:?}");
+        }
+    }
+
+    #[test]
+    fn order_of_bits_is_order_of_floats() {
+        let values = [f32::NEG_INFINITY, -1e30, -1.0, -1e-38, -0.0, 0.0, 1e-38, 1.0, 1e30, f32::INFINITY];
+        let bits: Vec<u32> = values.iter().map(|v| ordered(v.to_bits())).collect();
+        assert!(bits.is_sorted_by(|a, b| a < b));
+        for v in values {
+            assert_eq!(unordered(ordered(v.to_bits())), v.to_bits());
+            assert_eq!(ordered((-v).to_bits()), !ordered(v.to_bits()));
+        }
+    }
+}

@@ -172,6 +172,23 @@ def test_models_that_load_are_not_said_to_be_conv1d(name, saved, tmp_path):
 )
 def test_what_transformers_cannot_load_is_noted(name, options, saved, tmp_path):
     notes = quantize(saved(name), tmp_path / "q", *options)["notes"]
-    assert any("transformers" in note for note in notes)
+    assert any("transformers" in note and ("Conv1D" in note) == (name == "gpt2") for note in notes)
     with pytest.raises((RuntimeError, AssertionError)):
         load(name, tmp_path / "q")
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_experts_of_different_bits_are_noted(name, saved, tmp_path):
+    """transformers decodes all experts of a model by one group of the config, without a word."""
+    options = ["--bits", 4, "--group-size", 32, "--override", r"experts\.1\.=bits=8"]
+    notes = quantize(saved(name), tmp_path / "q", *options)["notes"]
+    assert any("transformers" in note and "experts" in note for note in notes)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_asymmetric_experts_are_not_said_to_load(name, saved, tmp_path):
+    notes = quantize(saved(name), tmp_path / "q", *INT4[0], "--scheme", "asymmetric")["notes"]
+    config = T.CompressedTensorsConfig(dequantize=True)
+    with pytest.raises(RuntimeError):
+        load(name, tmp_path / "q", quantization_config=config)
+    assert any("transformers" in note and "experts" in note for note in notes)
