@@ -146,12 +146,17 @@ fn stored_scale(s: u32) -> u32 {
   return 0x3c000000u;                                      // 2^-7
 }
 
-// Nearest integer to x / s, ties to where result + z is even. Bits of non-negative floats; inverse is about 1 / s: an
-// error of one in the guess k is made good by the comparison with the middle between k and k + 1.
+// Nearest integer to the f32 quotient x / s, ties to where result + z is even. Bits of non-negative floats; inverse is
+// about 1 / s: an error of one in the guess k is made good by the comparison with the middle between k and k + 1. Only
+// where that is too close to call (16-bit operands: only at ties) is the division carried out.
 fn round_quotient(x: u32, s: u32, inverse: f32, z: i32) -> u32 {
-  let magnitude = min(x, min(s + (10u << 23u), 0x7f7fffffu));
+  var magnitude = min(x, min(s + (10u << 23u), 0x7f7fffffu));
   let k = u32(bitcast<f32>(magnitude) * inverse);
-  let middle = bitcast<u32>((f32(k) + 0.5) * bitcast<f32>(s));
+  var middle = bitcast<u32>((f32(k) + 0.5) * bitcast<f32>(s));
+  if (max(magnitude, middle) - min(magnitude, middle) <= 8u) {
+    magnitude = div_rn(magnitude, s);
+    middle = bitcast<u32>(f32(k) + 0.5);
+  }
   let odd = ((k + u32(z)) & 1u) == 1u;
   return k + u32(magnitude > middle || (magnitude == middle && odd));
 }

@@ -1,5 +1,21 @@
 //! The command line: arguments, progress, tables, exit codes. No arithmetic.
 
+/// A line on stdout. A reader that has gone away (`| head`) is no error.
+macro_rules! say {
+    ($($argument:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($argument)*);
+    }};
+}
+
+/// A line on stderr.
+macro_rules! complain {
+    ($($argument:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($argument)*);
+    }};
+}
+
 mod args;
 mod show;
 
@@ -41,7 +57,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e}");
+            complain!("error: {e}");
             ExitCode::from(e.exit_code())
         }
     }
@@ -103,12 +119,12 @@ fn write(prepared: Prepared, settings: &Settings, out: &Out) -> Result<()> {
     let quiet = out.quiet || out.json;
     if !quiet {
         for note in &prepared.plan.notes {
-            eprintln!("note: {note}");
+            complain!("note: {note}");
         }
     }
     let mut device = device::open(&settings.device, &settings.gpu)?;
     if !quiet {
-        eprintln!("device: {}", device.why);
+        complain!("device: {}", device.why);
     }
     let progress = show::Progress::new(quantize::work_bytes(&prepared), quiet);
     let report =
@@ -127,12 +143,12 @@ fn print_report(report: &Report, out: &Out) -> Result<()> {
     }
     if out.quiet {
         for warning in &report.warnings {
-            eprintln!("warning: {warning}");
+            complain!("warning: {warning}");
         }
     } else {
         show::report(report);
     }
-    println!("{}", report.output);
+    say!("{}", report.output);
     Ok(())
 }
 
@@ -148,7 +164,7 @@ fn print(value: &impl Serialize, json: bool, human: impl FnOnce()) -> Result<()>
         let text = serde_json::to_string_pretty(value)
             .map_err(std::io::Error::other)
             .map_err(Error::io("write", "stdout"))?;
-        println!("{text}");
+        say!("{text}");
     } else {
         human();
     }

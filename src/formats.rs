@@ -43,8 +43,8 @@ pub trait OutputFormat: Sync {
     fn tensors(&self, layer: &Layer, scale: Float) -> Vec<(Part, TensorInfo)>;
     /// The entry `quantization_config` of config.json. `kept` are the modules of Linear weights that stay as they are.
     fn config(&self, layers: &[Quantized], kept: &[String]) -> Value;
-    /// What loaders refuse about these layers: which one, and why.
-    fn loader_notes(&self, layers: &[&Layer]) -> Vec<String>;
+    /// What loaders refuse about these layers of a model of these types: which one, and why.
+    fn loader_notes(&self, layers: &[&Layer], model_types: &[String]) -> Vec<String>;
 }
 
 /// Every format.

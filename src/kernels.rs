@@ -9,7 +9,8 @@
 //! 3. scale = RN(absmax / ((qmax − qmin)/2)) or RN(RN(max − min) / (qmax − qmin)), rounded to the dtype that stores it.
 //!    Everything after uses the stored scale. One below 2⁻¹²⁵ becomes the dtype's eps, and all codes decode to 0.
 //! 4. zero_point = clamp(qmin + RNE(−min/scale)); 0 when symmetric.
-//! 5. code = clamp(RNE(x/scale + zero_point)), of the real quotient, ties to the even code.
+//! 5. code = clamp(RNE(x/scale + zero_point)), of the quotient rounded to f32, ties to the even code. For 16-bit weights
+//!    this is the real quotient's: operands of 11 bits cannot come near a tie without being one.
 //! 6. x̂ = RN((code − zero_point) · scale).
 
 pub mod arithmetic;

@@ -58,6 +58,46 @@ const CONV1D_MODELS: [&str; 6] =
     ["gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"];
 const CONV1D_NAMES: [&str; 4] = ["c_attn", "q_attn", "c_fc", "c_proj"];
 
+/// Heads that share an embedding's weight and so may be missing from the file, by the embedding's name: from
+/// `_tied_weights_keys` in transformers 5.23. `lm_head` needs no row.
+const TIED_HEADS: [(&str, &[&str]); 9] = [
+    (
+        ".word_embeddings.weight",
+        &[
+            "cls.predictions.decoder",
+            "predictions.decoder",
+            "lm_head.decoder",
+            "generator_lm_head",
+            "vocab_projector",
+            "mlm_score.decoder",
+        ],
+    ),
+    (
+        "decoder.embed_tokens.weight",
+        &["proj_out", "output_projection", "decoder.output_projection", "lm_head.out_proj"],
+    ),
+    ("biogpt.embed_tokens.weight", &["output_projection"]),
+    ("embeddings.tok_embeddings.weight", &["decoder"]),
+    ("transformer.embeddings.weight", &["pred_layer.proj"]),
+    ("transformer.word_embedding.weight", &["lm_loss"]),
+    ("embed_in.weight", &["embed_out"]),
+    ("rwkv.embeddings.weight", &["head"]),
+    ("git.embeddings.word_embeddings.weight", &["output"]),
+];
+
+/// Modules of output heads that the model may have without a tensor of their own in the file.
+pub(crate) fn heads_without_a_tensor(tensors: &[TensorInfo], config: Option<&Value>) -> Vec<String> {
+    let mut heads = vec!["lm_head".to_owned()];
+    let untied = config.and_then(|c| c.get("tie_word_embeddings")) == Some(&Value::Bool(false));
+    if !untied {
+        let rows =
+            TIED_HEADS.iter().filter(|(embedding, _)| tensors.iter().any(|t| t.name.ends_with(embedding)));
+        heads.extend(rows.flat_map(|(_, heads)| heads.iter().map(|h| (*h).to_owned())));
+    }
+    heads.retain(|head| !tensors.iter().any(|t| t.name.strip_suffix(".weight") == Some(head)));
+    heads
+}
+
 impl Facts {
     pub(crate) fn new(config: Option<&Value>, tensors: &[TensorInfo]) -> Self {
         let Some(config) = config else {

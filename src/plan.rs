@@ -6,6 +6,7 @@
 use crate::{
     error::{Error, Result},
     formats::{OutputFormat, Part, Quantized},
+    names::{Facts, heads_without_a_tensor},
     recipe::{Choice, Layer, LayerType, Reason, Recipe, choose, unmatched},
     scheme::{Method, Scheme, Strategy},
     tensor::{Float, TensorInfo, View},
@@ -194,7 +195,7 @@ pub fn plan(
             }
         });
     }
-    let mut plan_notes = request.format.loader_notes(&layers);
+    let mut plan_notes = request.format.loader_notes(&layers, &Facts::new(config, tensors).model_types);
     plan_notes
         .extend(unmatched(recipe, tensors, config).into_iter().map(|p| format!("{p} matches no tensor")));
     problems.extend(duplicates(&builder.stored));
@@ -383,7 +384,7 @@ impl Builder<'_> {
             return config;
         }
         let layers: Vec<_> = self.stored.iter().filter_map(|s| s.layer.as_ref()).map(quantized).collect();
-        let kept = kept_modules(&self.plan.rows, &layers);
+        let kept = kept_modules(&self.plan.rows, heads_without_a_tensor(self.tensors, Some(&config)));
         config["quantization_config"] = self.request.format.config(&layers, &kept);
         config
     }
@@ -418,17 +419,14 @@ fn quantized(layer: &Layer) -> Quantized {
 }
 
 /// Modules of matrices that stay as they are: loaders must not expect them quantized.
-fn kept_modules(rows: &[Row], layers: &[Quantized]) -> Vec<String> {
+fn kept_modules(rows: &[Row], heads: Vec<String>) -> Vec<String> {
     let embedding = Reason::Embedding.to_string();
     let mut kept: Vec<String> = rows
         .iter()
         .filter(|r| r.scheme.is_none() && r.shape.len() >= 2 && r.reason.as_ref() != Some(&embedding))
         .filter_map(|r| r.name.strip_suffix(".weight").map(str::to_owned))
         .collect();
-    // a tied head is not in the file, but it is a Linear module of the model
-    if !layers.iter().any(|l| l.target == "lm_head") && !kept.iter().any(|k| k == "lm_head") {
-        kept.push("lm_head".into());
-    }
+    kept.extend(heads);
     kept
 }
 

@@ -284,6 +284,19 @@ fn packed_bits(
     }
 }
 
+/// What a config group is for: module names, `re:` patterns, class names.
+pub fn targets(group: &Value) -> impl Iterator<Item = &str> {
+    group.get("targets").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// Whether a target names this module; patterns are matched from the start. Class names are not looked at.
+pub fn target_matches(target: &str, module: &str) -> bool {
+    match target.strip_prefix("re:") {
+        Some(pattern) => regex::Regex::new(&format!("^(?:{pattern})")).is_ok_and(|r| r.is_match(module)),
+        None => target == module,
+    }
+}
+
 fn stated_bits(checkpoint: &Checkpoint, name: &str) -> Option<u32> {
     let module = name.strip_suffix(".weight").unwrap_or(name);
     let bits = |group: &Value| group.get("weights")?.get("num_bits")?.as_u64().map(|n| n as u32);

@@ -6,11 +6,11 @@ use crate::{
     reader::{Checkpoint, Source},
     stream::count_not_finite,
     tensor::TensorInfo,
-    unpack::{CodedLayer, layers, qparams, quantization_config},
+    unpack::{CodedLayer, layers, qparams, quantization_config, target_matches, targets},
 };
 use serde::Serialize;
 use serde_json::Value;
-use std::{collections::HashSet, path::Path};
+use std::path::Path;
 
 /// What was looked at, and what is wrong.
 #[derive(Debug, Clone, Serialize)]
@@ -103,31 +103,28 @@ fn config_problems(config: &Value, coded: &[CodedLayer], kept: &[&TensorInfo]) -
     if status != "compressed" {
         problems.push(format!("config.json: quantization_status is {status}; transformers would load random weights, it must be compressed"));
     }
-    let strings = |value: Option<&Value>| -> HashSet<String> {
-        let list = value.and_then(Value::as_array).into_iter().flatten();
-        list.filter_map(|v| v.as_str().map(str::to_owned)).collect()
-    };
-    let ignored = strings(config.get("ignore"));
+    let ignored: Vec<&str> = config
+        .get("ignore")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let ignores = |module: &str| ignored.iter().any(|t| target_matches(t, module));
     let groups: Vec<&Value> =
         config.get("config_groups").and_then(Value::as_object).map_or(vec![], |g| g.values().collect());
     if groups.is_empty() {
         problems.push("config.json: no config_groups".into());
         return problems;
     }
-    let targets: Vec<HashSet<String>> = groups.iter().map(|g| strings(g.get("targets"))).collect();
-    let matches = |set: &HashSet<String>, module: &str| {
-        set.iter().any(|t| match t.strip_prefix("re:") {
-            Some(pattern) => regex::Regex::new(&format!("^(?:{pattern})")).is_ok_and(|r| r.is_match(module)),
-            None => t == module,
-        })
-    };
-    let by_class = targets.iter().position(|t| t.contains("Linear"));
+    let by_class = groups.iter().position(|g| targets(g).any(|t| t == "Linear"));
     for layer in coded {
         let module = layer.name.strip_suffix(".weight").unwrap_or(&layer.name);
-        if matches(&ignored, module) {
+        if ignores(module) {
             problems.push(format!("config.json: {module} is quantized, but on the ignore list"));
         }
-        let Some(group) = targets.iter().position(|t| matches(t, module)).or(by_class) else {
+        let named = groups.iter().position(|g| targets(g).any(|t| target_matches(t, module)));
+        let Some(group) = named.or(by_class) else {
             problems.push(format!("config.json: no config group targets {module}"));
             continue;
         };
@@ -163,7 +160,7 @@ fn config_problems(config: &Value, coded: &[CodedLayer], kept: &[&TensorInfo]) -
             let Some(module) = tensor.name.strip_suffix(".weight") else { continue };
             let last = module.rsplit('.').next().unwrap_or(module);
             let lookup = last.contains("embed") || matches!(last, "wte" | "wpe" | "shared");
-            if !lookup && !matches(&ignored, module) {
+            if !lookup && !ignores(module) {
                 problems.push(format!("config.json: {module} is not quantized, but not on the ignore list: transformers expects codes"));
             }
         }

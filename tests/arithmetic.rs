@@ -19,7 +19,7 @@ fn probe(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) w
   if (2u * pair >= params.elements) { return; }
   let a = input_word(2u * pair);
   let b = input_word(2u * pair + 1u);
-  let s = 0x3f800000u | (b & 0x7ff000u);
+  let s = 0x3f800000u | (b & 0x7fffffu);
   output[7u * pair] = div_rn(a & MAGNITUDE, max(b & MAGNITUDE, MIN_NORMAL));
   output[7u * pair + 1u] = f32_to_f16(a);
   output[7u * pair + 2u] = f32_to_bf16(a);
@@ -32,7 +32,7 @@ fn probe(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) w
     cpu: |params, b| {
         for pair in 0..params.elements as usize / 2 {
             let (x, y) = (b.input[2 * pair], b.input[2 * pair + 1]);
-            let s = 0x3f80_0000 | (y & 0x7f_f000);
+            let s = 0x3f80_0000 | (y & 0x7f_ffff);
             let results = [
                 div_rn(x & !(1 << 31), (y & !(1 << 31)).max(0x80_0000)),
                 f32_to_f16(x),
@@ -40,7 +40,7 @@ fn probe(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) w
                 f16_to_f32(x >> 16),
                 ordered(x),
                 flush(x),
-                round_quotient(x & !(1 << 31), s, 1.0 / f32::from_bits(s), (y & 1) as i32),
+                round_quotient(x & !(1 << 31), s, (y & 1) as i32),
             ];
             b.output[WORDS as usize * pair..][..WORDS as usize].copy_from_slice(&results);
         }
@@ -68,6 +68,14 @@ fn inputs() -> Vec<u32> {
     let mut pairs: Vec<u32> =
         directed.iter().flat_map(|&a| directed.iter().step_by(2).flat_map(move |&b| [a, b])).collect();
     let mut random = Random(11);
+    // near ties of the quotient: x is (k + 1/2) s, or a neighbour of it
+    for _ in 0..1 << 19 {
+        let word = random.next_u64();
+        let s = 0x3f80_0000 | (word as u32 & 0x7f_ffff);
+        let k = (word >> 23 & 0x7f) as f32 + 0.5;
+        let x = (k * f32::from_bits(s)).to_bits();
+        pairs.extend([(x as i32 + (word >> 40 & 7) as i32 - 3) as u32, s]);
+    }
     for _ in 0..1 << 21 {
         let word = random.next_u64();
         pairs.extend(
@@ -140,6 +148,7 @@ fn a_broken_variant_is_noticed() {
         ("(x + 0x7fffu", "(x + 0x8000u"),
         ("134u - zeros", "133u - zeros"),
         ("u32(magnitude > middle ||", "u32(magnitude >= middle ||"),
+        ("min(magnitude, middle) <= 8u", "min(magnitude, middle) < 0u"),
     ] {
         let options = GpuOptions { corrupt: Some(corrupt), ..Default::default() };
         let mut backend = GpuBackend::open(&gpu::adapters()[0], options).unwrap();

@@ -60,7 +60,7 @@ impl Progress {
             let seconds = self.start.elapsed().as_secs_f64();
             let rate = self.done.get() as f64 / seconds;
             let left = self.total.saturating_sub(self.done.get()) as f64 / rate.max(1.0);
-            eprintln!(
+            complain!(
                 "{:>3.0} %  {} of {}  {}/s  {left:.0} s left",
                 100.0 * self.done.get() as f64 / self.total.max(1) as f64,
                 bytes(self.done.get()),
@@ -119,14 +119,14 @@ pub fn plan(prepared: &Prepared) {
             right(bytes(row.after)),
         ]);
     }
-    println!("{}", rows.trim_fmt());
+    say!("{}", rows.trim_fmt());
     for (path, why) in prepared.checkpoint.left_out() {
-        println!("left out: {}: {why}", path.display());
+        say!("left out: {}: {why}", path.display());
     }
     for note in &plan.notes {
-        println!("note: {note}");
+        say!("note: {note}");
     }
-    println!(
+    say!(
         "{} tensors, {} → {} ({}), {} file{}, to {}",
         plan.rows.len(),
         bytes(plan.bytes_before()),
@@ -143,7 +143,7 @@ const WORST: usize = 5;
 
 pub fn report(report: &Report) {
     for (path, why) in &report.left_out {
-        eprintln!("left out: {path}: {why}");
+        complain!("left out: {path}: {why}");
     }
     let worst = report.worst();
     if !worst.is_empty() {
@@ -159,15 +159,15 @@ pub fn report(report: &Report) {
                 right(bytes(entry.row.after)),
             ]);
         }
-        eprintln!("{}", rows.trim_fmt());
+        complain!("{}", rows.trim_fmt());
     }
     kept(report);
     for warning in &report.warnings {
-        eprintln!("warning: {warning}");
+        complain!("warning: {warning}");
     }
     let changed = report.tensors.iter().filter(|e| e.row.action != "kept").count();
     let sqnr = report.sqnr_db.map_or(String::new(), |db| format!(", SQNR {}", decibels(Some(db))));
-    eprintln!(
+    complain!(
         "{changed} of {} tensors changed, {} → {} ({}){sqnr}, {:.1} s",
         report.tensors.len(),
         bytes(report.bytes_before),
@@ -193,7 +193,7 @@ fn kept(report: &Report) {
     for (reason, names, size) in reasons {
         let more = if names.len() > 2 { format!(" and {} more", names.len() - 2) } else { String::new() };
         let names = names.iter().take(2).copied().collect::<Vec<_>>().join(", ");
-        eprintln!("kept: {reason}: {names}{more} ({})", bytes(size));
+        complain!("kept: {reason}: {names}{more} ({})", bytes(size));
     }
 }
 
@@ -207,16 +207,16 @@ pub fn inspection(inspection: &Inspection) {
             right(bytes(item.bytes)),
         ]);
     }
-    println!("{}\n", rows.trim_fmt());
+    say!("{}\n", rows.trim_fmt());
     let mut kinds = table(&["kind", "tensors", "size"]);
     for (kind, (count, size)) in &inspection.kinds {
         kinds.add_row(vec![Cell::new(kind), right(count), right(bytes(*size))]);
     }
-    println!("{}", kinds.trim_fmt());
+    say!("{}", kinds.trim_fmt());
     if let Some(why) = &inspection.unreadable {
-        println!("layers cannot be made out: {why}");
+        say!("layers cannot be made out: {why}");
     }
-    println!(
+    say!(
         "{}: {} parameters, {} in {} file{}",
         inspection.model,
         inspection.parameters,
@@ -239,16 +239,16 @@ pub fn comparison(comparison: &Comparison) {
             right(format!("→ {}", bytes(d.bytes[1]))),
         ]);
     }
-    println!("{}", rows.trim_fmt());
+    say!("{}", rows.trim_fmt());
     for unlike in &comparison.unlike {
-        println!("not comparable: {unlike}");
+        say!("not comparable: {unlike}");
     }
     for (model, only) in comparison.models.iter().zip(&comparison.only) {
         for name in only {
-            println!("only in {model}: {name}");
+            say!("only in {model}: {name}");
         }
     }
-    println!(
+    say!(
         "SQNR {}, largest error {:.3e}, {} → {} ({})",
         decibels(Some(comparison.sqnr_db)),
         comparison.max_error,
@@ -265,15 +265,15 @@ pub fn validation(validation: &Validation) {
         validation.model, validation.layers, validation.tensors
     );
     match validation.problems.len() {
-        0 => println!("{looked}: whole, finite, loadable"),
-        1 => println!("{looked}: 1 problem"),
-        n => println!("{looked}: {n} problems"),
+        0 => say!("{looked}: whole, finite, loadable"),
+        1 => say!("{looked}: 1 problem"),
+        n => say!("{looked}: {n} problems"),
     }
 }
 
 pub fn devices(rows: &[(AdapterFacts, Option<String>)], auto: &str) {
     if rows.is_empty() {
-        println!("no GPU and no driver found (Vulkan, Metal or DX12)");
+        say!("no GPU and no driver found (Vulkan, Metal or DX12)");
     } else {
         let mut list = table(&["adapter", "kind", "API", "driver", "binding", "subgroups", "check"]);
         for (facts, outcome) in rows {
@@ -292,7 +292,7 @@ pub fn devices(rows: &[(AdapterFacts, Option<String>)], auto: &str) {
                 Cell::new(outcome.as_deref().unwrap_or("not run (--check)")),
             ]);
         }
-        println!("{}", list.trim_fmt());
+        say!("{}", list.trim_fmt());
     }
-    println!("auto takes: {auto}");
+    say!("auto takes: {auto}");
 }

@@ -5,9 +5,11 @@
 //! zero points `N_zero_point` I32 `[ceil(out·bits/32), groups]`, packed along the output axis; or I8 `N` with `N_scale`
 //! and I8 `N_zero_point`.
 
+mod loaders;
+
 use super::{OutputFormat, Part, Quantized};
 use crate::{
-    recipe::{Layer, LayerType},
+    recipe::Layer,
     scheme::{Activations, Scheme, Strategy},
     tensor::{Dtype, Float, TensorInfo},
     tiles::group_len,
@@ -70,18 +72,19 @@ impl OutputFormat for CompressedTensors {
                 None => schemes.push((layer.scheme, vec![layer])),
             }
         }
-        // the largest group is meant by class, the others by name, which wins over class
-        schemes.sort_by_key(|(_, members)| std::cmp::Reverse(members.iter().filter(|m| m.linear).count()));
+        // the largest group is meant by class and comes last: transformers takes the first group that matches
+        schemes.sort_by_key(|(_, members)| members.iter().filter(|m| m.linear).count());
+        let last = schemes.len().saturating_sub(1);
         let groups: serde_json::Map<_, _> = schemes
             .iter()
             .enumerate()
             .map(|(i, (scheme, members))| {
-                let mut targets: Vec<String> = Vec::new();
-                if i == 0 && members.iter().any(|m| m.linear) {
+                let by_class = i == last;
+                let named = members.iter().filter(|m| !(by_class && m.linear)).map(|m| pattern(&m.target));
+                let mut targets: Vec<String> = named.collect();
+                if by_class && members.iter().any(|m| m.linear) {
                     targets.push("Linear".into());
                 }
-                let by_class = !targets.is_empty();
-                targets.extend(members.iter().filter(|m| !(by_class && m.linear)).map(|m| m.target.clone()));
                 let (weights, inputs) = arguments(scheme);
                 let group = json!({
                     "targets": targets,
@@ -108,15 +111,24 @@ impl OutputFormat for CompressedTensors {
         })
     }
 
-    fn loader_notes(&self, layers: &[&Layer]) -> Vec<String> {
-        let mut notes = BTreeSet::new();
-        for layer in layers {
-            notes.extend(notes_on(layer));
-        }
-        let mut notes: Vec<_> = notes.into_iter().map(str::to_owned).collect();
-        notes.extend(fused_layers_that_differ(layers));
-        notes
+    fn loader_notes(&self, layers: &[&Layer], model_types: &[String]) -> Vec<String> {
+        loaders::notes(layers, model_types)
     }
+}
+
+/// One module as a target. vLLM runs q/k/v and gate/up as one module of another name, which the same target must hit.
+fn pattern(module: &str) -> String {
+    let (parent, last) = module.rsplit_once('.').map_or(("", module), |(parent, last)| (parent, last));
+    let fused = match last {
+        "q_proj" | "k_proj" | "v_proj" => Some("qkv_proj"),
+        "gate_proj" | "up_proj" => Some("gate_up_proj"),
+        _ => None,
+    };
+    let last = match fused {
+        Some(fused) => format!("({last}|{fused})"),
+        None => regex::escape(last),
+    };
+    if parent.is_empty() { format!("re:{last}$") } else { format!("re:{}\\.{last}$", regex::escape(parent)) }
 }
 
 fn layout(scheme: &Scheme) -> &'static str {
@@ -145,78 +157,6 @@ fn arguments(scheme: &Scheme) -> (Value, Value) {
         }
     };
     (weights, inputs)
-}
-
-fn notes_on(layer: &Layer) -> Vec<&'static str> {
-    let Scheme { bits, symmetric, strategy, .. } = layer.scheme;
-    let packed = layer.scheme.packed();
-    let mut notes = Vec::new();
-    if layer.layer_type == LayerType::Embedding {
-        notes.push("transformers (with compressed-tensors up to 0.20) cannot load quantized embeddings; vLLM 0.33 can");
-    } else if layer.layer_type != LayerType::Linear {
-        notes.push(
-            "transformers and vLLM load no quantized Conv2d or LSTM layers; monoquant dequantize reads them",
-        );
-    }
-    if layer.view.col_stride != 1
-        && layer.layer_type == LayerType::Linear
-        && layer.view.offset == 0
-        && layer.view.row_stride == 1
-    {
-        notes.push(
-            "layers stored as [in, out] (GPT-2's Conv1D) are written as [out, in]: transformers quantizes no Conv1D and \
-             cannot load them; monoquant dequantize restores them",
-        );
-    }
-    if strategy == Strategy::Tensor && packed {
-        notes.push(
-            "vLLM and transformers load pack-quantized weights per channel or group only, not per tensor",
-        );
-    }
-    match (packed, symmetric) {
-        (true, false) => notes.push(
-            "transformers with compressed-tensors 0.18 to 0.20 fails on asymmetric pack-quantized weights (zero-point \
-             shape) unless loaded with CompressedTensorsConfig(dequantize=True); vLLM loads them",
-        ),
-        (false, false) => notes.push("vLLM refuses asymmetric int8 weights with quantized inputs; transformers loads them"),
-        _ => {}
-    }
-    if let Strategy::Group { group_size } = strategy {
-        if !packed {
-            notes.push(
-                "vLLM refuses w8a8 weights in groups (channel or tensor only); transformers loads them",
-            );
-        } else if ![32, 64, 128].contains(&group_size) {
-            notes.push("vLLM's GPU kernels take groups of 32, 64 or 128 weights only");
-        }
-    }
-    if packed && bits == 8 {
-        notes.push("vLLM's CPU engine has no kernel for 8-bit pack-quantized weights; its GPU engine has");
-    }
-    notes
-}
-
-/// vLLM runs q/k/v and gate/up as one layer, which needs one scheme.
-fn fused_layers_that_differ(layers: &[&Layer]) -> Vec<String> {
-    const FUSED: [&[&str]; 3] = [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"], &["w1", "w3"]];
-    let by_name: std::collections::HashMap<&str, &Layer> =
-        layers.iter().map(|l| (l.module.as_str(), *l)).collect();
-    let mut notes = Vec::new();
-    for layer in layers {
-        let Some((parent, last)) = layer.module.rsplit_once('.') else { continue };
-        for siblings in FUSED.iter().filter(|f| f.contains(&last)) {
-            for sibling in siblings.iter().filter(|s| **s > last) {
-                let Some(other) = by_name.get(format!("{parent}.{sibling}").as_str()) else { continue };
-                if arguments(&other.scheme) != arguments(&layer.scheme) {
-                    notes.push(format!(
-                        "vLLM runs {0} and {1} as one layer and refuses their different schemes",
-                        layer.module, other.module
-                    ));
-                }
-            }
-        }
-    }
-    notes
 }
 
 /// Packs zero points along the output axis: word `[o / per, g]` holds rows `o..`, lowest bits first, offset to unsigned.

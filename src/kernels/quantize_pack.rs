@@ -1,6 +1,6 @@
 //! Codes of the weights, packed into 32-bit words, lowest bits first; every row starts on a new word.
 //!
-//! code = clamp(RNE(x/scale + zero_point)) of the real quotient, ties to the even code; `code_offset` is added before
+//! code = clamp(RNE(x/scale + zero_point)) of the f32 quotient, ties to the even code; `code_offset` is added before
 //! packing. Twin: `shaders/quantize_pack.wgsl`.
 
 use super::{Binding, Kernel, TileBuffers, TileParams, arithmetic::*, bits::*};
@@ -62,9 +62,8 @@ fn code_groups(params: &TileParams, scales: &[u32], zero_points: &[i32], start: 
         let group = (start + at) / group_len;
         let end = ((group + 1) * group_len - start).min(run.len());
         let (s, z) = (scales[group], zero_points[group]);
-        let inverse = 1.0 / f32::from_bits(s & MAGNITUDE);
         for x in &mut run[at..end] {
-            *x = (code(params, *x, s, inverse, z) + params.code_offset) as u32;
+            *x = (code(params, *x, s, z) + params.code_offset) as u32;
         }
         at = end;
     }
@@ -72,8 +71,8 @@ fn code_groups(params: &TileParams, scales: &[u32], zero_points: &[i32], start: 
 
 /// One code. Bits of any finite float, of a scale of either sign.
 #[inline(always)]
-fn code(params: &TileParams, x: u32, s: u32, inverse: f32, z: i32) -> i32 {
-    let k = round_quotient(x & MAGNITUDE, s & MAGNITUDE, inverse, z) as i32;
+fn code(params: &TileParams, x: u32, s: u32, z: i32) -> i32 {
+    let k = round_quotient(x & MAGNITUDE, s & MAGNITUDE, z) as i32;
     let negative = (x ^ s) as i32 >> 31;
     ((k ^ negative) - negative + z).clamp(params.qmin, params.qmax)
 }
