@@ -3,8 +3,8 @@
 compressed-tensors' own compressor computes in the weights' dtype, zero points from scales before rounding; its
 functions are called here on f32 tensors, one step after the other, as the contract orders the steps: the scale is
 rounded to the dtype it is stored in, zero points and codes follow from the rounded one. Weights and scales of f16
-and bf16 leave no difference. With f32 scales the definition of a code is another than torch's f32 quotient
-(`definition` below); the two may differ by one, rarely.
+and bf16 leave no difference. With f32 scales torch rounds twice where there is a zero point (the quotient, then its sum
+with the zero point); the definition of a code rounds the quotient only, so the two may differ by one, rarely.
 """
 
 import pytest
@@ -84,7 +84,7 @@ def oracle(weight: torch.Tensor, bits: int, symmetric: bool, strategy: str, grou
     if not symmetric:
         low, qmin, qmax = low.clamp(max=0), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         zero = (qmin - low / scale).clamp(qmin, qmax).round().to(torch.int8)
-    if weight.dtype == torch.float32:
+    if weight.dtype == torch.float32 and not symmetric:
         q = definition(x.view(shape), scale[..., None], zero[..., None], bits).view(x.shape)
     else:
         q = ct_quantize(x, scale, zero, args, dtype=torch.int8)
@@ -93,11 +93,11 @@ def oracle(weight: torch.Tensor, bits: int, symmetric: bool, strategy: str, grou
 
 
 def definition(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes for f32 scales: |x| is compared with RN((k + ½) · s), and a tie goes to the even code."""
-    size = x.abs().minimum(scale * 1024)  # beyond, every code clamps
-    k = (size * (1 / scale)).trunc()
-    middle = (k + 0.5) * scale
-    k += (size > middle) | ((size == middle) & ((k + zero) % 2 == 1))
+    """Codes for f32 scales: |x| / s in f32 goes to the nearest integer, a tie to the even code."""
+    quotient = x.abs().minimum(scale * 1024) / scale  # beyond, every code clamps
+    k = quotient.trunc()
+    rest = quotient - k
+    k += (rest > 0.5) | ((rest == 0.5) & ((k + zero) % 2 == 1))
     return (x.sign() * k + zero).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).to(torch.int8)
 
 
