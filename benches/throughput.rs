@@ -4,8 +4,10 @@
 //! a machine whose speed drifts treats all alike; `x cp` is the ratio to copying the input file. One JSON line closes.
 
 use monoquant::{
+    backend::{Backend, Tile},
     device,
-    kernels::cases::data,
+    gpu::GpuOptions,
+    kernels::{ALL, TileParams, cases::data},
     plan::{OnMismatch, Request},
     quantize::{OnNonFinite, Settings, execute, prepare},
     recipe::Recipe,
@@ -13,9 +15,11 @@ use monoquant::{
     tensor::Float,
 };
 use std::{
+    cell::RefCell,
     fs::File,
     io::{Read, Write},
     path::{Path, PathBuf},
+    rc::Rc,
     time::Instant,
 };
 
@@ -79,6 +83,23 @@ fn main() {
         }
     }
 
+    let choice = option("--device").map_or(device::Choice::Gpu, |name| name.parse().unwrap_or_default());
+    if let Ok(device) = device::open(&choice, &GpuOptions::default()) {
+        let device = Rc::new(RefCell::new(device));
+        for kernels in [
+            &["minmax"][..],
+            &["minmax", "qparams"],
+            &["quantize_pack"],
+            &["error"],
+            &["minmax", "qparams", "quantize_pack", "error"],
+        ] {
+            let label =
+                format!("from memory: {}, {}", kernels.join(" + "), device.borrow().backend.describe());
+            let device = device.clone();
+            measures.push((label, Box::new(move || steps(device.borrow_mut().backend.as_mut(), kernels))));
+        }
+    }
+
     let mut results: Vec<Vec<f64>> = vec![Vec::new(); measures.len()];
     for _ in 0..RUNS {
         for ((_, measure), result) in measures.iter_mut().zip(&mut results) {
@@ -111,6 +132,32 @@ fn timed(bytes: usize, work: impl FnOnce()) -> (f64, f64) {
     let start = Instant::now();
     work();
     (bytes as f64, start.elapsed().as_secs_f64())
+}
+
+/// Some kernels over tiles that are already in memory: what a device's own part costs.
+fn steps(backend: &mut dyn Backend, names: &[&str]) -> (f64, f64) {
+    const TILES: usize = 16;
+    let elements = backend.tile_bytes() / 2;
+    let params =
+        TileParams { input_dtype: 2, scale_dtype: 2, row_len: 4096, channel_len: 4096, ..Default::default() }
+            .with_groups(elements as u32, 128)
+            .with_grid(4, true, true);
+    let kernels = ALL.into_iter().filter(|k| names.contains(&k.name)).collect();
+    let tile = Tile { tag: 0, params, input_bytes: 2 * elements, kernels, preload: vec![], wants: &[] };
+    let weights = data("gaussian", elements, Float::BF16, 1);
+    timed(TILES * weights.len(), || {
+        for _ in 0..TILES {
+            if backend.in_flight() == backend.depth() {
+                backend.collect(&mut |_, _| Ok(())).expect("a tile");
+            }
+            let mut fill = |bytes: &mut [u8]| {
+                bytes.copy_from_slice(&weights);
+                Ok(())
+            };
+            backend.submit(tile.clone(), &mut fill).expect("a tile");
+        }
+        while backend.collect(&mut |_, _| Ok(())).expect("a tile") {}
+    })
 }
 
 fn read(path: &Path) {

@@ -70,6 +70,12 @@ fn flush(x: u32) -> u32 { return select(x, 0u, (x & MAGNITUDE) < MIN_NORMAL); }
 
 fn load_weight(i: u32) -> u32 { return flush(load_bits(i)); }
 
+// The two 16-bit weights of a word.
+fn weights_of(word: u32) -> vec2<u32> {
+  if (INPUT_DTYPE == F16) { return vec2<u32>(flush(f16_to_f32(word & 0xffffu)), flush(f16_to_f32(word >> 16u))); }
+  return vec2<u32>(flush(word << 16u), flush(word & 0xffff0000u));
+}
+
 // Orders the bits of floats as the floats are ordered; ordered(-x) == ~ordered(x).
 fn ordered(x: u32) -> u32 { return x ^ select(SIGN, 0xffffffffu, x >= SIGN); }
 
@@ -147,13 +153,13 @@ fn stored_scale(s: u32) -> u32 {
 }
 
 // Nearest integer to the f32 quotient x / s, ties to where result + z is even. Bits of non-negative floats; inverse is
-// about 1 / s: an error of one in the guess k is made good by the comparison with the middle between k and k + 1. Only
-// where that is too close to call (16-bit operands: only at ties) is the division carried out.
+// about 1 / s: an error of one in the guess k is made good by the comparison with the middle between k and k + 1. That
+// is exact for 16-bit weights; for others, where it is too close to call, the division is carried out.
 fn round_quotient(x: u32, s: u32, inverse: f32, z: i32) -> u32 {
   var magnitude = min(x, min(s + (10u << 23u), 0x7f7fffffu));
   let k = u32(bitcast<f32>(magnitude) * inverse);
   var middle = bitcast<u32>((f32(k) + 0.5) * bitcast<f32>(s));
-  if (max(magnitude, middle) - min(magnitude, middle) <= 8u) {
+  if (INPUT_DTYPE == F32 && max(magnitude, middle) - min(magnitude, middle) <= 8u) {
     magnitude = div_rn(magnitude, s);
     middle = bitcast<u32>(f32(k) + 0.5);
   }

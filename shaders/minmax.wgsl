@@ -40,8 +40,6 @@ fn minmax(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) 
 }
 
 fn seen_pair(best: vec2<u32>, word: u32) -> vec2<u32> {
-  if (INPUT_DTYPE == F16) {
-    return seen(seen(best, flush(f16_to_f32(word & 0xffffu))), flush(f16_to_f32(word >> 16u)));
-  }
-  return seen(seen(best, flush(word << 16u)), flush(word & 0xffff0000u));
+  let pair = weights_of(word);
+  return seen(seen(best, pair.x), pair.y);
 }

@@ -5,6 +5,21 @@ fn code(x: u32, s: u32, inverse: f32, z: i32) -> i32 {
   return clamp(select(k, -k, ((x ^ s) & SIGN) != 0u) + z, params.qmin, params.qmax);
 }
 
+struct Group { s: u32, inverse: f32, z: i32 }
+
+fn group_of(i: u32) -> Group {
+  let group = i / params.group_len;
+  let s = scales[group];
+  return Group(s, 1.0 / bitcast<f32>(s & MAGNITUDE), zero_points[group]);
+}
+
+fn stored(x: u32, g: Group) -> u32 {
+  return u32(code(x, g.s, g.inverse, g.z) + params.code_offset) & (0xffffffffu >> (32u - params.bits));
+}
+
+// Two weights side by side.
+fn stored_pair(pair: vec2<u32>, g: Group) -> u32 { return stored(pair.x, g) | (stored(pair.y, g) << params.bits); }
+
 @compute @workgroup_size(WORKGROUP)
 fn quantize_pack(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) workgroups: vec3<u32>,
                  @builtin(local_invocation_index) local: u32) {
@@ -15,23 +30,35 @@ fn quantize_pack(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workg
   let start = row * params.row_len + (word % words_per_row) * codes_per_word;
   let end = min(min(start + codes_per_word, (row + 1u) * params.row_len), params.elements);
   if (start >= end) { return; }
-  let mask = 0xffffffffu >> (32u - params.bits);
-  var group = start / params.group_len;
-  var group_end = (group + 1u) * params.group_len;
-  var s = scales[group];
-  var z = zero_points[group];
-  var inverse = 1.0 / bitcast<f32>(s & MAGNITUDE);
+  var g = group_of(start);
+  if ((params.group_len | params.row_len) % 8u == 0u) {
+    output[word] = aligned_word(start, g);
+    return;
+  }
   var packed = 0u;
   for (var i = start; i < end; i += 1u) {
-    if (i == group_end) {
-      group += 1u;
-      group_end += params.group_len;
-      s = scales[group];
-      z = zero_points[group];
-      inverse = 1.0 / bitcast<f32>(s & MAGNITUDE);
-    }
-    let stored = u32(code(load_weight(i), s, inverse, z) + params.code_offset) & mask;
-    packed |= stored << ((i - start) * params.bits);
+    if (i % params.group_len == 0u) { g = group_of(i); }
+    packed |= stored(load_weight(i), g) << ((i - start) * params.bits);
   }
   output[word] = packed;
+}
+
+// A word of codes that share a scale, from whole vectors of weights.
+fn aligned_word(start: u32, g: Group) -> u32 {
+  if (INPUT_DTYPE == F32) {
+    let a = input[start / 4u];
+    let low = stored_pair(vec2<u32>(flush(a.x), flush(a.y)), g)
+      | (stored_pair(vec2<u32>(flush(a.z), flush(a.w)), g) << (2u * params.bits));
+    if (params.bits == 8u) { return low; }
+    let b = input[start / 4u + 1u];
+    return low | (stored_pair(vec2<u32>(flush(b.x), flush(b.y)), g) << 16u)
+      | (stored_pair(vec2<u32>(flush(b.z), flush(b.w)), g) << 24u);
+  }
+  let words = input[start / 8u];
+  if (params.bits == 8u) {
+    let half = select(words.xy, words.zw, (start & 4u) != 0u);
+    return stored_pair(weights_of(half.x), g) | (stored_pair(weights_of(half.y), g) << 16u);
+  }
+  return stored_pair(weights_of(words.x), g) | (stored_pair(weights_of(words.y), g) << 8u)
+    | (stored_pair(weights_of(words.z), g) << 16u) | (stored_pair(weights_of(words.w), g) << 24u);
 }

@@ -213,6 +213,7 @@ fn the_short_check_sees_a_wrong_driver() {
         ("0.015625", "0.0156251"),
         ("+ 0xfffu", "+ 0x1000u"), // f16 rounding
         ("<< ((i - start) * params.bits)", "<< ((i - start) * params.bits + 1u)"),
+        ("(stored(pair.y, g) << params.bits)", "(stored(pair.y, g) << (params.bits - 1u))"),
     ];
     for corrupt in wrong {
         let options = GpuOptions { corrupt: Some(corrupt), ..Default::default() };
