@@ -116,6 +116,17 @@ fn write(prepared: Prepared, settings: &Settings, out: &Out) -> Result<()> {
     if out.dry_run {
         return print(&prepared.plan.rows, out.json, || show::plan(&prepared));
     }
+    if let Some(path) = &out.report {
+        // now, not after hours of work
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !folder.is_dir() {
+            return Err(Error::Usage(format!(
+                "--report {}: {} is no directory",
+                path.display(),
+                folder.display()
+            )));
+        }
+    }
     let quiet = out.quiet || out.json;
     if !quiet {
         for note in &prepared.plan.notes {

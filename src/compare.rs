@@ -1,6 +1,7 @@
 //! Two checkpoints side by side: SQNR, largest error and size, layer by layer. Either may be quantized.
 
 use crate::{
+    coded::{CodedLayer, Origin, decode_rows, layers, qparams},
     error::{Error, Result},
     inspect,
     quantize::infos,
@@ -8,7 +9,6 @@ use crate::{
     report::Squares,
     tensor::{Float, TensorInfo, View},
     tiles::{Piece, pieces},
-    unpack::{CodedLayer, Origin, decode_rows, layers, qparams},
 };
 use rayon::prelude::*;
 use serde::Serialize;

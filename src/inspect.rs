@@ -1,10 +1,10 @@
 //! What is in a checkpoint: layers, dtypes, schemes, sizes.
 
 use crate::{
+    coded::{CodedLayer, layers},
     error::Result,
     quantize::infos,
     reader::Checkpoint,
-    unpack::{CodedLayer, layers},
 };
 use serde::Serialize;
 use serde_json::Value;

@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod choice;
 pub mod cli;
+pub mod coded;
 pub mod compare;
 pub mod device;
 pub mod error;

@@ -3,18 +3,29 @@
 //! All refusals happen here, all at once. The layout of the output is known when planning is done, as every size
 //! follows from the shapes.
 
+mod config;
+mod layout;
+mod refusals;
+
+pub(crate) use config::set_dtype;
+pub use layout::index;
+pub(crate) use layout::lay_out;
+
+use config::{kept_modules, quantized};
+use refusals::{already_quantized, duplicates, mismatch};
+
 use crate::{
     error::{Error, Result},
-    formats::{OutputFormat, Part, Quantized},
+    formats::{OutputFormat, Part},
     names::{Facts, heads_without_a_tensor},
-    recipe::{Choice, Layer, LayerType, Reason, Recipe, choose, unmatched},
+    recipe::{Choice, Layer, Reason, Recipe, choose, unmatched},
     scheme::{Method, Scheme, Strategy},
     tensor::{Float, TensorInfo, View},
     writer::FileLayout,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 /// What to do with a layer whose rows the group size does not divide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -409,136 +420,4 @@ impl Builder<'_> {
 pub fn describe(scheme: &Scheme) -> String {
     let kind = if scheme.symmetric { "symmetric" } else { "asymmetric" };
     format!("int{} {kind}, {}, {}", scheme.bits, scheme.strategy, scheme.observer.name())
-}
-
-fn quantized(layer: &Layer) -> Quantized {
-    let linear = layer.layer_type == LayerType::Linear;
-    // a recurrent layer has several weights; each is named whole
-    let target = if layer.layer_type == LayerType::Lstm { layer.name.clone() } else { layer.module.clone() };
-    Quantized { target, scheme: layer.scheme, linear }
-}
-
-/// Modules of matrices that stay as they are: loaders must not expect them quantized.
-fn kept_modules(rows: &[Row], heads: Vec<String>) -> Vec<String> {
-    let embedding = Reason::Embedding.to_string();
-    let mut kept: Vec<String> = rows
-        .iter()
-        .filter(|r| r.scheme.is_none() && r.shape.len() >= 2 && r.reason.as_ref() != Some(&embedding))
-        .filter_map(|r| r.name.strip_suffix(".weight").map(str::to_owned))
-        .collect();
-    kept.extend(heads);
-    kept
-}
-
-/// Sets the dtype where a config states one, in nested configs too.
-pub(crate) fn set_dtype(config: &mut Value, to: Float) {
-    fn visit(value: &mut Value, name: &str) -> bool {
-        let Value::Object(map) = value else { return false };
-        let mut found = false;
-        for (key, entry) in map.iter_mut() {
-            if matches!(key.as_str(), "dtype" | "torch_dtype") && (entry.is_string() || entry.is_null()) {
-                *entry = name.into();
-                found = true;
-            } else if key.ends_with("_config") && key != "quantization_config" {
-                visit(entry, name);
-            }
-        }
-        found
-    }
-    if !visit(config, to.torch_name()) && config.is_object() {
-        config["dtype"] = to.torch_name().into();
-    }
-}
-
-fn mismatch(name: &str, row: usize, group_size: usize) -> String {
-    let sizes: Vec<String> =
-        [256, 128, 64, 32, 16, 8].iter().filter(|&&s| row.is_multiple_of(s)).map(usize::to_string).collect();
-    let sizes = if sizes.is_empty() {
-        "no power of two from 8 on does".into()
-    } else {
-        format!("{} do", sizes.join(", "))
-    };
-    format!(
-        "{name}: groups of {group_size} do not divide its rows of {row} weights; {sizes} \
-         (--group-size, or --on-mismatch shrink|channel|keep)"
-    )
-}
-
-/// Whether a checkpoint holds codes already, and how that shows.
-fn already_quantized(tensors: &[TensorInfo], config: Option<&Value>) -> Vec<String> {
-    let hint = "monoquant dequantize makes floats of what it can read";
-    if let Some(entry) = config.and_then(|c| c.get("quantization_config")).filter(|c| !c.is_null()) {
-        let method = entry.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
-        return vec![format!(
-            "the checkpoint is already quantized: config.json has a quantization_config ({method}); {hint}"
-        )];
-    }
-    let suffixes =
-        ["_packed", ".qweight", ".weight_scale", ".SCB", ".weight_scale_inv", ".qzeros", "_blocks"];
-    let quantized = |t: &&TensorInfo| {
-        suffixes.iter().any(|s| t.name.ends_with(s))
-            || (t.name.ends_with(".weight") && t.shape.len() == 2 && t.dtype.size() == 1)
-    };
-    match tensors.iter().find(quantized) {
-        Some(t) => vec![format!(
-            "{}: the checkpoint is already quantized ({} of shape {:?}); {hint}",
-            t.name, t.dtype, t.shape
-        )],
-        None => Vec::new(),
-    }
-}
-
-fn duplicates(stored: &[Stored]) -> Vec<String> {
-    let mut seen: HashMap<&str, ()> = HashMap::new();
-    let names = stored.iter().flat_map(|s| s.parts.iter().map(|(_, t)| t.name.as_str()));
-    names
-        .filter(|name| seen.insert(name, ()).is_some())
-        .map(|name| format!("{name}: two tensors of the output would have this name"))
-        .collect()
-}
-
-/// Distributes the output's tensors over files, in the order of the jobs; what one job makes stays together.
-///
-/// Jobs point into `tensors`, with file 0, and point to their places afterwards.
-pub(crate) fn lay_out(
-    plan: &mut Plan,
-    tensors: Vec<TensorInfo>,
-    max_shard_size: Option<u64>,
-    metadata: &BTreeMap<String, String>,
-) {
-    let mut files: Vec<Vec<TensorInfo>> = vec![Vec::new()];
-    let mut places: Vec<Option<(usize, usize)>> = vec![None; tensors.len()];
-    let mut size = 0;
-    for job in &mut plan.jobs {
-        let new = || job.outputs.iter().filter(|(_, _, t)| places[*t].is_none());
-        let bytes: u64 = new().map(|&(_, _, t)| tensors[t].bytes()).sum();
-        if size > 0 && bytes > 0 && max_shard_size.is_some_and(|max| size + bytes > max) {
-            files.push(Vec::new());
-            size = 0;
-        }
-        size += bytes;
-        let last = files.len() - 1;
-        for (_, file, tensor) in &mut job.outputs {
-            let place = places[*tensor].get_or_insert_with(|| {
-                files[last].push(tensors[*tensor].clone());
-                (last, files[last].len() - 1)
-            });
-            (*file, *tensor) = *place;
-        }
-    }
-    let count = files.len();
-    let name = |i: usize| match count {
-        1 => "model.safetensors".to_owned(),
-        _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
-    };
-    let layout = |(i, tensors)| FileLayout { name: name(i), tensors, metadata: metadata.clone() };
-    plan.files = files.into_iter().enumerate().map(layout).collect();
-}
-
-/// The index of a sharded checkpoint.
-pub fn index(files: &[FileLayout]) -> Value {
-    let total: u64 = files.iter().flat_map(|f| &f.tensors).map(TensorInfo::bytes).sum();
-    let map: BTreeMap<&str, &str> =
-        files.iter().flat_map(|f| f.tensors.iter().map(|t| (t.name.as_str(), f.name.as_str()))).collect();
-    json!({"metadata": {"total_size": total}, "weight_map": map})
 }

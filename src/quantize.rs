@@ -69,6 +69,7 @@ pub struct Prepared {
     /// Where it goes.
     pub destination: Destination,
     saturate: bool,
+    replace: bool,
 }
 
 /// Plans a quantization. Every problem is found here, and named in one error.
@@ -113,7 +114,8 @@ pub(crate) fn finish_preparing(
         Err(e) => return Err(e),
     };
     let path = destination.path();
-    if path.symlink_metadata().is_ok() && !settings.force {
+    let replace = settings.force || is_empty_directory(path);
+    if path.symlink_metadata().is_ok() && !replace {
         problems.push(format!(
             "{}: exists already; --force replaces it, --output names another place",
             path.display()
@@ -141,10 +143,15 @@ pub(crate) fn finish_preparing(
     }
     match plan {
         Some(plan) if problems.is_empty() => {
-            Ok(Prepared { checkpoint, tensors, plan, destination, saturate })
+            Ok(Prepared { checkpoint, tensors, plan, destination, saturate, replace })
         }
         _ => Err(Error::Refused(problems)),
     }
+}
+
+/// A folder that was made for the result, as `mkdir` leaves it.
+fn is_empty_directory(path: &Path) -> bool {
+    path.is_dir() && path.read_dir().is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn output_bytes(checkpoint: &Checkpoint, plan: &Plan, destination: &Destination) -> Result<u64> {
@@ -213,9 +220,9 @@ pub fn execute(
     progress: &dyn Fn(u64),
 ) -> Result<Report> {
     let start = Instant::now();
-    let Prepared { checkpoint, tensors, plan, destination, saturate } = prepared;
+    let Prepared { checkpoint, tensors, plan, destination, saturate, replace } = prepared;
     let source = checkpoint.source()?;
-    let mut writer = Writer::create(destination, plan.files.clone(), settings.force)?;
+    let mut writer = Writer::create(destination, plan.files.clone(), *replace)?;
     let stream = Stream {
         plan,
         tensors,

@@ -1,12 +1,12 @@
 //! Whether a quantized checkpoint is whole, finite and loadable.
 
 use crate::{
+    coded::{CodedLayer, layers, qparams, quantization_config, target_matches, targets},
     error::{Error, Result},
     quantize::infos,
     reader::{Checkpoint, Source},
     stream::count_not_finite,
     tensor::TensorInfo,
-    unpack::{CodedLayer, layers, qparams, quantization_config, target_matches, targets},
 };
 use serde::Serialize;
 use serde_json::Value;

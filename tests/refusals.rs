@@ -49,6 +49,19 @@ fn what_is_there_is_not_replaced_without_force() {
     let text = refused(&["quantize", "-m", &model, "-o", &model, "--force"]);
     assert!(text.contains("replace the input"), "{text}");
     assert_eq!(names(folder.root()), ["model", "out"]);
+    std::fs::create_dir(folder.path("made")).unwrap();
+    ok(&["quantize", "-m", &model, "-o", &folder.text("made")]);
+    assert!(folder.path("made/model.safetensors").exists(), "an empty folder may be filled");
+    let text = refused(&[
+        "quantize",
+        "-m",
+        &model,
+        "-o",
+        &folder.text("new"),
+        "--report",
+        &folder.text("no/r.json"),
+    ]);
+    assert!(text.contains("--report") && !folder.path("new").exists(), "{text}");
 }
 
 #[test]

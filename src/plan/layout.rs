@@ -1,0 +1,52 @@
+//! Which file each tensor goes to, and the index of a sharded checkpoint.
+
+use super::Plan;
+use crate::{tensor::TensorInfo, writer::FileLayout};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// Distributes the output's tensors over files, in the order of the jobs; what one job makes stays together.
+///
+/// Jobs point into `tensors`, with file 0, and point to their places afterwards.
+pub(crate) fn lay_out(
+    plan: &mut Plan,
+    tensors: Vec<TensorInfo>,
+    max_shard_size: Option<u64>,
+    metadata: &BTreeMap<String, String>,
+) {
+    let mut files: Vec<Vec<TensorInfo>> = vec![Vec::new()];
+    let mut places: Vec<Option<(usize, usize)>> = vec![None; tensors.len()];
+    let mut size = 0;
+    for job in &mut plan.jobs {
+        let new = || job.outputs.iter().filter(|(_, _, t)| places[*t].is_none());
+        let bytes: u64 = new().map(|&(_, _, t)| tensors[t].bytes()).sum();
+        if size > 0 && bytes > 0 && max_shard_size.is_some_and(|max| size + bytes > max) {
+            files.push(Vec::new());
+            size = 0;
+        }
+        size += bytes;
+        let last = files.len() - 1;
+        for (_, file, tensor) in &mut job.outputs {
+            let place = places[*tensor].get_or_insert_with(|| {
+                files[last].push(tensors[*tensor].clone());
+                (last, files[last].len() - 1)
+            });
+            (*file, *tensor) = *place;
+        }
+    }
+    let count = files.len();
+    let name = |i: usize| match count {
+        1 => "model.safetensors".to_owned(),
+        _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+    };
+    let layout = |(i, tensors)| FileLayout { name: name(i), tensors, metadata: metadata.clone() };
+    plan.files = files.into_iter().enumerate().map(layout).collect();
+}
+
+/// The index of a sharded checkpoint.
+pub fn index(files: &[FileLayout]) -> Value {
+    let total: u64 = files.iter().flat_map(|f| &f.tensors).map(TensorInfo::bytes).sum();
+    let map: BTreeMap<&str, &str> =
+        files.iter().flat_map(|f| f.tensors.iter().map(|t| (t.name.as_str(), f.name.as_str()))).collect();
+    json!({"metadata": {"total_size": total}, "weight_map": map})
+}

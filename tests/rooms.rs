@@ -1,0 +1,46 @@
+//! One package, one room: who may name which crate, and where `unsafe` may stand.
+
+use std::{fs, path::Path};
+
+const ROOMS: [(&str, &[&str]); 12] = [
+    ("wgpu::", &["src/gpu.rs", "src/gpu/"]),
+    ("pollster::", &["src/gpu.rs", "src/gpu/"]),
+    ("clap::", &["src/cli.rs", "src/cli/args.rs"]),
+    ("ctrlc::", &["src/cli.rs"]),
+    ("indicatif::", &["src/cli/show.rs"]),
+    ("comfy_table::", &["src/cli/show.rs"]),
+    ("half::", &["src/tensor.rs"]),
+    ("rustix::", &["src/writer/destination.rs"]),
+    ("fs4::", &["src/writer.rs", "src/writer/destination.rs"]),
+    ("tempfile::", &["src/writer.rs", "src/writer/destination.rs"]),
+    ("multiversion::", &["src/kernels/"]),
+    ("unsafe {", &["src/gpu.rs", "src/main.rs"]),
+];
+
+#[test]
+fn every_package_stays_in_its_room() {
+    let mut seen = 0;
+    for (file, text) in sources(Path::new("src")) {
+        // tests may compare with anything
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for (package, rooms) in ROOMS {
+            let named = code.lines().any(|l| l.contains(package) && !l.trim_start().starts_with("//"));
+            assert!(!named || rooms.iter().any(|room| file.starts_with(room)), "{file} names {package}");
+            seen += usize::from(named);
+        }
+    }
+    assert!(seen >= ROOMS.len(), "the rooms are not where this test looks");
+}
+
+fn sources(folder: &Path) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("tests.rs") {
+            found.push((path.to_string_lossy().replace('\\', "/"), fs::read_to_string(&path).unwrap()));
+        }
+    }
+    found
+}
