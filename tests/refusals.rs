@@ -290,3 +290,20 @@ fn unknown_stacked_experts_are_kept_and_reported() {
     assert_eq!(experts["action"], "kept");
     assert!(experts["reason"].as_str().unwrap().contains("made-up-moe"), "{experts}");
 }
+
+/// A sparse file of 4 TiB: its result would not fit, which is seen before a weight is read.
+#[test]
+fn too_little_disk_is_refused_beforehand() {
+    use std::io::Write;
+    let folder = Folder::new();
+    let bytes: u64 = 4 << 40;
+    let entry = json!({"dtype": "BF16", "shape": [bytes / 8192, 4096], "data_offsets": [0, bytes]});
+    let header = json!({"model.layers.0.mlp.up_proj.weight": entry}).to_string();
+    let mut file = std::fs::File::create(folder.path("sparse.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len(8 + header.len() as u64 + bytes).unwrap();
+    let text = refused(&["quantize", "-m", &folder.text("sparse.safetensors"), "-b", "8", "--dry-run"]);
+    assert!(text.contains("too little disk") && text.contains("2.2 TB are needed"), "{text}");
+    assert_eq!(names(folder.root()), ["sparse.safetensors"]);
+}
