@@ -1,19 +1,13 @@
 //! The command line: arguments, progress, tables, exit codes. No arithmetic.
 
-/// A line on stdout. A reader that has gone away (`| head`) is no error.
+/// A line on stdout.
 macro_rules! say {
-    ($($argument:tt)*) => {{
-        use std::io::Write;
-        let _ = writeln!(std::io::stdout(), $($argument)*);
-    }};
+    ($($argument:tt)*) => { $crate::cli::line(&mut std::io::stdout(), &format!($($argument)*)) };
 }
 
 /// A line on stderr.
 macro_rules! complain {
-    ($($argument:tt)*) => {{
-        use std::io::Write;
-        let _ = writeln!(std::io::stderr(), $($argument)*);
-    }};
+    ($($argument:tt)*) => { $crate::cli::line(&mut std::io::stderr(), &format!($($argument)*)) };
 }
 
 mod args;
@@ -33,6 +27,7 @@ use clap::Parser;
 use serde::Serialize;
 use std::{
     ffi::OsString,
+    io::{ErrorKind, Write},
     path::Path,
     process::ExitCode,
     sync::{
@@ -40,6 +35,21 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
+
+/// Set when a line could not be written, other than to a reader that has gone away (`| head`).
+static LOST: AtomicBool = AtomicBool::new(false);
+
+/// Writes a line. Names of tensors may hold anything: control characters are written as escapes.
+fn line(to: &mut dyn Write, text: &str) {
+    let visible: String = text
+        .chars()
+        .flat_map(|c| if c.is_control() && c != '\n' { c.escape_default().collect() } else { vec![c] })
+        .collect();
+    let written = writeln!(to, "{visible}").and_then(|()| to.flush());
+    if written.is_err_and(|e| e.kind() != ErrorKind::BrokenPipe) {
+        LOST.store(true, Ordering::Relaxed);
+    }
+}
 
 /// Set by Ctrl-C and by termination signals.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -55,6 +65,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     catch_signals();
     match dispatch(cli.command) {
+        Ok(()) if LOST.load(Ordering::Relaxed) => {
+            complain!("error: the output could not be written");
+            ExitCode::FAILURE
+        }
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             complain!("error: {e}");
@@ -117,15 +131,7 @@ fn write(prepared: Prepared, settings: &Settings, out: &Out) -> Result<()> {
         return print(&prepared.plan.rows, out.json, || show::plan(&prepared));
     }
     if let Some(path) = &out.report {
-        // now, not after hours of work
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if !folder.is_dir() {
-            return Err(Error::Usage(format!(
-                "--report {}: {} is no directory",
-                path.display(),
-                folder.display()
-            )));
-        }
+        check_report(path, &prepared, out.force)?;
     }
     let quiet = out.quiet || out.json;
     if !quiet {
@@ -140,12 +146,38 @@ fn write(prepared: Prepared, settings: &Settings, out: &Out) -> Result<()> {
     let progress = show::Progress::new(quantize::work_bytes(&prepared), quiet);
     let report =
         quantize::execute(&prepared, &mut device, settings, &INTERRUPTED, &|bytes| progress.advance(bytes));
-    progress.finish(report.is_ok());
+    progress.finish();
     let report = report?;
-    if let Some(path) = &out.report {
-        save(path, &report)?;
+    print_report(&report, out)?;
+    match &out.report {
+        Some(path) => save(path, &report),
+        None => Ok(()),
     }
-    print_report(&report, out)
+}
+
+/// Refuses a report that could not be written, or would destroy something, before hours of work.
+fn check_report(path: &Path, prepared: &Prepared, force: bool) -> Result<()> {
+    let refuse = |what: String| Err(Error::Usage(format!("--report {}: {what}", path.display())));
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let output = prepared.destination.path();
+    if path.starts_with(output) {
+        return refuse("lies inside the output, which appears in one step; name a place beside it".into());
+    }
+    let Ok(folder) = folder.canonicalize() else {
+        return refuse(format!("{} is no directory", folder.display()));
+    };
+    let model = prepared.checkpoint.path().canonicalize().unwrap_or_default();
+    let whole = path.file_name().map(|name| folder.join(name)).unwrap_or_default();
+    if whole.starts_with(&model) || output.canonicalize().is_ok_and(|output| whole.starts_with(output)) {
+        return refuse("lies inside the input or the output; name another place".into());
+    }
+    if path.is_dir() {
+        return refuse("is a directory; accepted is a file".into());
+    }
+    if path.exists() && !force {
+        return refuse("exists already; --force replaces it".into());
+    }
+    Ok(())
 }
 
 fn print_report(report: &Report, out: &Out) -> Result<()> {

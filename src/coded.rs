@@ -15,7 +15,7 @@ use crate::{
 };
 use serde::Deserialize;
 use serde_json::Value;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A quantized layer, found in a checkpoint.
 #[derive(Debug, Clone)]
@@ -70,6 +70,7 @@ pub fn layers(checkpoint: &Checkpoint, source: &Source) -> Result<Layers> {
     let mut used: HashSet<usize> = HashSet::new();
     let mut layers = Layers::default();
     let mut problems = Vec::new();
+    let mut refused: HashSet<&str> = HashSet::new();
     for (i, info) in tensors.iter().enumerate() {
         let Some(name) = info.name.strip_suffix(SCALE).filter(|n| !n.is_empty()) else { continue };
         if name.ends_with("input") || name.ends_with("output") {
@@ -82,25 +83,34 @@ pub fn layers(checkpoint: &Checkpoint, source: &Source) -> Result<Layers> {
                 layers.coded.push(layer);
             }
             Ok(None) => {}
-            Err(Error::Refused(mut p)) => problems.append(&mut p),
+            Err(Error::Refused(mut p)) => {
+                problems.append(&mut p);
+                refused.insert(name);
+            }
             Err(e) => return Err(e),
         }
     }
+    let mut orphans: BTreeMap<String, (bool, Vec<&str>)> = BTreeMap::new();
+    let quantized =
+        quantization_config(checkpoint).is_some() || !layers.coded.is_empty() || !refused.is_empty();
     for (i, info) in tensors.iter().enumerate().filter(|(i, _)| !used.contains(i)) {
         let activation = ["input", "output"].iter().any(|side| {
             [SCALE, ZERO_POINT].iter().any(|part| info.name.ends_with(&format!(".{side}{part}")))
         });
-        if info.name.ends_with(PACKED) {
-            problems.push(format!(
-                "{}: its scale is missing; expected {}",
-                info.name,
-                info.name.replace(PACKED, SCALE)
-            ));
+        let orphan = if quantized { part_of_a_layer(info) } else { None };
+        if let Some((weight, codes)) = orphan.filter(|(weight, _)| !refused.contains(weight.as_str())) {
+            let parts = orphans.entry(weight).or_default();
+            parts.0 |= codes;
+            parts.1.push(&info.name);
         } else if activation && !layers.coded.is_empty() {
             layers.activations.push(i);
         } else {
             layers.rest.push(i);
         }
+    }
+    for (weight, (codes, parts)) in orphans {
+        let missing = if codes { format!("scales ({weight}{SCALE}) are") } else { "codes are".to_owned() };
+        problems.push(format!("{weight}: its {missing} missing; there is only {}", parts.join(", ")));
     }
     if !problems.is_empty() {
         return Err(Error::Refused(problems));
@@ -108,6 +118,20 @@ pub fn layers(checkpoint: &Checkpoint, source: &Source) -> Result<Layers> {
     layers.coded.sort_by_key(|l| l.codes);
     layers.origins = origins;
     Ok(layers)
+}
+
+/// The weight that a tensor is a part of, by its name and dtype, and whether it is the codes.
+fn part_of_a_layer(info: &TensorInfo) -> Option<(String, bool)> {
+    let is_weight = |name: &str| name.rsplit('.').next().is_some_and(|last| last.starts_with("weight"));
+    if let Some(weight) = info.name.strip_suffix(PACKED) {
+        return Some((weight.to_owned(), true));
+    }
+    if matches!(info.dtype, Dtype::I8 | Dtype::U8) && info.shape.len() >= 2 && is_weight(&info.name) {
+        return Some((info.name.clone(), true));
+    }
+    let part =
+        [SCALE, ZERO_POINT, SHAPE, "_g_idx"].iter().find_map(|suffix| info.name.strip_suffix(suffix))?;
+    is_weight(part).then(|| (part.to_owned(), false))
 }
 
 fn refuse_other_methods(checkpoint: &Checkpoint) -> Result<()> {

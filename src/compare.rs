@@ -180,6 +180,12 @@ pub fn compare(a: &Path, b: &Path, interrupted: &AtomicBool) -> Result<Compariso
             max_error,
         });
     }
+    if matched[1].is_empty() {
+        let [a, b] = comparison.models;
+        return Err(Error::refused(format!(
+            "{a} and {b} have no tensor in common: there is nothing to compare"
+        )));
+    }
     for (i, side) in sides.iter().enumerate() {
         comparison.only[i] = side.names.iter().filter(|n| !matched[i].contains(*n)).cloned().collect();
     }
@@ -189,7 +195,7 @@ pub fn compare(a: &Path, b: &Path, interrupted: &AtomicBool) -> Result<Compariso
 }
 
 fn capped(db: f64) -> f64 {
-    if db.is_nan() { 0.0 } else { (db * 1000.0).round().clamp(-999_000.0, 999_000.0) / 1000.0 }
+    if db.is_nan() { -999.0 } else { (db * 1000.0).round().clamp(-999_000.0, 999_000.0) / 1000.0 }
 }
 
 /// The first side's tensor for a name of the second, with the views to read both by; no views if shapes do not fit.

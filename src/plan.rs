@@ -217,6 +217,7 @@ pub fn plan(
     let metadata = builder.metadata();
     let Builder { mut plan, stored, .. } = builder;
     plan.config = new_config;
+    plan.notes = shortened(std::mem::take(&mut plan.notes));
     plan.notes.extend(plan_notes);
     let mut outputs = Vec::new();
     for (job, stored) in plan.jobs.iter_mut().zip(stored) {
@@ -227,6 +228,17 @@ pub fn plan(
     }
     lay_out(&mut plan, outputs, request.max_shard_size, &metadata);
     Ok(plan)
+}
+
+/// The first of many similar notes; every row of the plan has its own reason.
+pub(crate) fn shortened(mut notes: Vec<String>) -> Vec<String> {
+    const SHOWN: usize = 3;
+    if notes.len() > SHOWN + 1 {
+        let more = notes.len() - SHOWN;
+        notes.truncate(SHOWN);
+        notes.push(format!("… and the same of {more} more layers (--dry-run lists all)"));
+    }
+    notes
 }
 
 /// What a job makes, before it has a file.

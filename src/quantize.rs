@@ -141,12 +141,37 @@ pub(crate) fn finish_preparing(
             Err(e) => problems.push(e.to_string()),
         }
     }
+    let mut plan = plan;
+    if let Some(plan) = &mut plan {
+        plan.notes.extend(left_overs(path));
+        if checkpoint.is_directory() && matches!(destination, Destination::File(_)) {
+            plan.notes.push("a single file holds tensors and recipe only: config.json, tokenizer and all else stay behind".into());
+        }
+    }
     match plan {
         Some(plan) if problems.is_empty() => {
             Ok(Prepared { checkpoint, tensors, plan, destination, saturate, replace })
         }
         _ => Err(Error::Refused(problems)),
     }
+}
+
+/// What runs that were killed left beside the output.
+fn left_overs(output: &Path) -> Vec<String> {
+    let Some(name) = output.file_name().map(|n| format!(".{}.monoquant-", n.to_string_lossy())) else {
+        return vec![];
+    };
+    let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let entries = folder.read_dir().into_iter().flatten().flatten();
+    let found = entries.filter(|e| e.file_name().to_string_lossy().starts_with(&name));
+    found
+        .map(|e| {
+            format!(
+                "{}: left by a run that was killed, unless one is still at work; remove it",
+                e.path().display()
+            )
+        })
+        .collect()
 }
 
 /// A folder that was made for the result, as `mkdir` leaves it.
@@ -223,6 +248,10 @@ pub fn execute(
     let Prepared { checkpoint, tensors, plan, destination, saturate, replace } = prepared;
     let source = checkpoint.source()?;
     let mut writer = Writer::create(destination, plan.files.clone(), *replace)?;
+    // first, so that a file that cannot be read costs no work
+    if matches!(destination, Destination::Directory(_)) {
+        add_companions(checkpoint, plan, &mut writer)?;
+    }
     let stream = Stream {
         plan,
         tensors,
@@ -235,9 +264,6 @@ pub fn execute(
         progress,
     };
     let results = stream.run(device.backend.as_mut())?;
-    if matches!(destination, Destination::Directory(_)) {
-        add_companions(checkpoint, plan, &mut writer)?;
-    }
     if interrupted.load(std::sync::atomic::Ordering::Relaxed) {
         return Err(Error::Interrupted);
     }

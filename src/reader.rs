@@ -50,7 +50,15 @@ pub struct StoredTensor {
 impl Checkpoint {
     /// Opens a `.safetensors` file or the directory of a model. Reads headers, no weights.
     pub fn open(path: &Path) -> Result<Checkpoint> {
-        let kind = fs::metadata(path).map_err(Error::io("open", path))?;
+        let kind = match fs::metadata(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::Usage(format!(
+                    "{}: no such file or directory; {ACCEPTED}",
+                    path.display()
+                )));
+            }
+            kind => kind.map_err(Error::io("open", path))?,
+        };
         if kind.is_dir() {
             let listing = directory::list(path)?;
             let weights = directory::weights(path, &listing)?;

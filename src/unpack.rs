@@ -1,13 +1,14 @@
 //! The plan that turns codes back into floats.
 
 use crate::{
-    coded::{CodedLayer, Layers, Origin, layers},
+    coded::{CodedLayer, Layers, Origin, layers, quantization_config},
     error::{Error, Result},
     formats::Part,
     plan::{Coded, Job, Plan, Row, Work, lay_out, set_dtype},
     quantize::{Prepared, Settings, destination, finish_preparing, infos},
     reader::Checkpoint,
     tensor::{Float, TensorInfo, View},
+    validate::mismatches,
 };
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -25,6 +26,12 @@ pub fn prepare(
     let checkpoint = Checkpoint::open(model)?;
     let tensors = infos(&checkpoint);
     let layers = layers(&checkpoint, &checkpoint.source()?)?;
+    if let Some(config) = quantization_config(&checkpoint) {
+        let mismatches = mismatches(config, &layers.coded);
+        if !mismatches.is_empty() {
+            return Err(Error::Refused(mismatches));
+        }
+    }
     let destination = destination(&checkpoint, settings, "dequantized");
     let max = matches!(destination, crate::writer::Destination::Directory(_)).then_some(max_shard_size);
     let planned = plan(&checkpoint, &tensors, layers, dtype, max);

@@ -6,7 +6,7 @@ use crate::{
     quantize::infos,
     reader::{Checkpoint, Source},
     stream::count_not_finite,
-    tensor::TensorInfo,
+    tensor::{Dtype, TensorInfo},
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -67,7 +67,7 @@ pub fn validate(model: &Path) -> Result<Validation> {
         let kept: Vec<&TensorInfo> = found.rest.iter().map(|&i| &tensors[i]).collect();
         match quantization_config(&checkpoint) {
             Some(config) => validation.problems.extend(config_problems(config, &found.coded, &kept)),
-            None if checkpoint.is_directory() => {
+            None if checkpoint.is_directory() && !found.coded.is_empty() => {
                 validation.problems.push(
                     "config.json has no quantization_config: loaders would take the codes for weights".into(),
                 );
@@ -90,6 +90,13 @@ fn values(source: &Source, tensors: &[TensorInfo], layer: &CodedLayer) -> Result
         problems.push(format!("{}: {zeros} scales are zero", layer.name));
     }
     let (low, high) = (-(1 << (layer.coded.bits - 1)), (1 << (layer.coded.bits - 1)) - 1);
+    if let Some(i) = layer.coded.zero_points.filter(|&i| layer.coded.packed && tensors[i].dtype != Dtype::I32)
+    {
+        problems.push(format!(
+            "{}: zero points of packed layers must be packed I32, not {}",
+            tensors[i].name, tensors[i].dtype
+        ));
+    }
     if let Some(i) = offsets.iter().position(|z| !(low..=high).contains(z)) {
         problems.push(format!("{}: zero point {i} is {}, outside {low} to {high}", layer.name, offsets[i]));
     }
@@ -118,11 +125,31 @@ fn config_problems(config: &Value, coded: &[CodedLayer], kept: &[&TensorInfo]) -
         return problems;
     }
     let by_class = groups.iter().position(|g| targets(g).any(|t| t == "Linear"));
+    problems.extend(mismatches(config, coded));
+    for layer in coded.iter().filter(|l| ignores(l.name.strip_suffix(".weight").unwrap_or(&l.name))) {
+        problems.push(format!("config.json: {} is quantized, but on the ignore list", layer.name));
+    }
+    if by_class.is_some() {
+        for tensor in kept.iter().filter(|t| t.shape.len() == 2 && t.dtype.is_float()) {
+            let Some(module) = tensor.name.strip_suffix(".weight") else { continue };
+            let last = module.rsplit('.').next().unwrap_or(module);
+            let lookup = last.contains("embed") || matches!(last, "wte" | "wpe" | "shared");
+            if !lookup && !ignores(module) {
+                problems.push(format!("config.json: {module} is not quantized, but not on the ignore list: transformers expects codes"));
+            }
+        }
+    }
+    problems
+}
+
+/// Layers that are coded otherwise than the config says.
+pub(crate) fn mismatches(config: &Value, coded: &[CodedLayer]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let groups: Vec<&Value> =
+        config.get("config_groups").and_then(Value::as_object).map_or(vec![], |g| g.values().collect());
+    let by_class = groups.iter().position(|g| targets(g).any(|t| t == "Linear"));
     for layer in coded {
         let module = layer.name.strip_suffix(".weight").unwrap_or(&layer.name);
-        if ignores(module) {
-            problems.push(format!("config.json: {module} is quantized, but on the ignore list"));
-        }
         let named = groups.iter().position(|g| targets(g).any(|t| target_matches(t, module)));
         let Some(group) = named.or(by_class) else {
             problems.push(format!("config.json: no config group targets {module}"));
@@ -153,16 +180,6 @@ fn config_problems(config: &Value, coded: &[CodedLayer], kept: &[&TensorInfo]) -
                 stated.2.unwrap_or(false),
                 crate::inspect::describe(layer)
             ));
-        }
-    }
-    if by_class.is_some() {
-        for tensor in kept.iter().filter(|t| t.shape.len() == 2 && t.dtype.is_float()) {
-            let Some(module) = tensor.name.strip_suffix(".weight") else { continue };
-            let last = module.rsplit('.').next().unwrap_or(module);
-            let lookup = last.contains("embed") || matches!(last, "wte" | "wpe" | "shared");
-            if !lookup && !ignores(module) {
-                problems.push(format!("config.json: {module} is not quantized, but not on the ignore list: transformers expects codes"));
-            }
         }
     }
     problems

@@ -307,3 +307,100 @@ fn too_little_disk_is_refused_beforehand() {
     assert!(text.contains("too little disk") && text.contains("2.2 TB are needed"), "{text}");
     assert_eq!(names(folder.root()), ["sparse.safetensors"]);
 }
+
+#[test]
+fn a_report_never_replaces_weights() {
+    let folder = Folder::new();
+    let model = model(&folder);
+    let out = folder.text("out");
+    let weights = std::fs::read(folder.path("model/model.safetensors")).unwrap();
+    std::fs::write(folder.path("mine.json"), "mine").unwrap();
+    std::fs::create_dir(folder.path("folder")).unwrap();
+    for (report, said) in [
+        ("model/model.safetensors", "inside the input"),
+        ("model/new.json", "inside the input"),
+        ("out/model.safetensors", "inside the output"),
+        ("out", "inside the output"),
+        ("folder", "is a directory"),
+        ("mine.json", "--force"),
+    ] {
+        let text = refused(&["quantize", "-m", &model, "-o", &out, "--report", &folder.text(report)]);
+        assert!(text.contains("--report") && text.contains(said), "{report}: {text}");
+        assert_eq!(names(folder.root()), ["folder", "mine.json", "model"]);
+    }
+    assert_eq!(std::fs::read(folder.path("model/model.safetensors")).unwrap(), weights);
+    assert_eq!(std::fs::read(folder.path("mine.json")).unwrap(), b"mine");
+    let new = folder.text("report.json");
+    ok(&["quantize", "-m", &model, "-o", &out, "--report", &new]);
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&new).unwrap()).unwrap();
+    assert_eq!(report["tensors"].as_array().unwrap().len(), llama(Float::BF16).len());
+}
+
+#[test]
+fn a_layer_that_lacks_a_piece_is_refused_by_every_reader() {
+    let folder = Folder::new();
+    let model = model(&folder);
+    let coded = folder.text("coded");
+    let name = "model.layers.0.mlp.up_proj.weight";
+    for (recipe, piece, said) in [
+        (&["-b", "8"][..], "_scale", "its scales ("),
+        (&["-b", "4", "--group-size", "32"], "_packed", "its codes are missing"),
+        (&["-b", "4", "--group-size", "32"], "_scale", "its scales ("),
+        (&["-b", "4", "--group-size", "32", "-s", "asymmetric"], "_zero_point", "asymmetric"),
+        (&["-b", "8", "-s", "asymmetric"], "_zero_point", "asymmetric"),
+    ] {
+        ok(&[&["quantize", "-m", &model, "-o", &coded, "-f"], recipe].concat());
+        let path = folder.path("coded/model.safetensors");
+        let mut tensors = load(&path);
+        tensors.remove(&format!("{name}{piece}")).unwrap();
+        save(&path, &tensors);
+        let module = name.strip_suffix(".weight").unwrap();
+        for arguments in
+            [&["validate", &coded][..], &["dequantize", "-m", &coded, "-o", &folder.text("back")]]
+        {
+            let text = refused(arguments);
+            let asymmetric = said == "asymmetric" && text.contains("symmetric false");
+            assert!(
+                text.contains(module) && (text.contains(said) || asymmetric),
+                "{recipe:?} {arguments:?}: {text}"
+            );
+        }
+        assert!(!folder.path("back").exists());
+    }
+}
+
+#[test]
+fn ranges_at_the_end_of_f32_are_refused_rather_than_coded_to_infinity() {
+    let folder = Folder::new();
+    let mut tensors = Tensors::new();
+    let bytes: Vec<u8> =
+        [3.4e38f32, -3.4e38].iter().cycle().take(64 * 8).flat_map(|v| v.to_le_bytes()).collect();
+    tensors.insert("l.weight".into(), (safetensors::Dtype::F32, vec![8, 64], bytes));
+    save(&folder.path("l.safetensors"), &tensors);
+    for bits in ["4", "8"] {
+        let text =
+            refused(&["quantize", "-m", &folder.text("l.safetensors"), "-b", bits, "--group-size", "32"]);
+        assert!(text.contains("l.weight") && text.contains("overflows F32"), "{text}");
+    }
+}
+
+#[test]
+fn models_without_a_common_tensor_are_not_called_equal() {
+    let folder = Folder::new();
+    let mut other = Tensors::new();
+    other.insert("other.weight".into(), weights(&[8, 8], Float::F32, 1));
+    save(&folder.path("a.safetensors"), &llama(Float::F32));
+    save(&folder.path("b.safetensors"), &other);
+    let text = refused(&["compare", &folder.text("a.safetensors"), &folder.text("b.safetensors")]);
+    assert!(text.contains("no tensor in common"), "{text}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn output_that_cannot_be_written_is_a_failure() {
+    let folder = Folder::new();
+    let model = model(&folder);
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let status = command(&["inspect", &model, "--json"]).stdout(full()).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+}

@@ -222,7 +222,7 @@ fn validate_sees_what_is_broken() {
     let text = spoil(&|t| drop(t.remove(&format!("{name}_shape"))));
     assert!(text.contains("weight_shape"), "{text}");
     let text = spoil(&|t| drop(t.remove(&format!("{name}_scale"))));
-    assert!(text.contains("scale is missing"), "{text}");
+    assert!(text.contains("its scales (model.layers.0.mlp.up_proj.weight_scale) are missing"), "{text}");
     let text =
         spoil(&|t| t.get_mut("model.norm.weight").unwrap().2[..2].copy_from_slice(&0x7f80u16.to_le_bytes()));
     assert!(text.contains("model.norm.weight"), "{text}");

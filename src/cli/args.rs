@@ -111,12 +111,12 @@ pub struct Quantize {
     /// How ranges are found [default: minmax]
     #[arg(long, value_parser = PossibleValuesParser::new(Observer::NAMES))]
     observer: Option<String>,
-    /// Percent of a channel's weights that the percentile observer keeps
-    #[arg(long, default_value_t = 99.9, value_name = "PERCENT")]
-    percentile: f64,
-    /// Signs of the scale that the mse observer tries
-    #[arg(long, default_value = "any")]
-    scale_sign: ScaleSign,
+    /// Percent of a channel's weights that the percentile observer keeps [default: 99.9]
+    #[arg(long, value_name = "PERCENT")]
+    percentile: Option<f64>,
+    /// Signs of the scale that the mse observer tries [default: any]
+    #[arg(long)]
+    scale_sign: Option<ScaleSign>,
     /// Which weights share a scale [default: group for 4 bits, channel for 8]
     #[arg(long)]
     strategy: Option<StrategyName>,
@@ -222,6 +222,9 @@ impl Quantize {
         recipe.layer_types.clone_from(&self.layer_types);
         recipe.min_params = self.min_params;
         recipe.overrides.clone_from(&self.overrides);
+        if self.max_shard_size.0 == 0 {
+            return Err(Error::Usage("--max-shard-size 0: accepted is a size such as 5GB".into()));
+        }
         let format = formats::by_name(&self.format)
             .ok_or_else(|| Error::Usage(format!("--format {}: no such format", self.format)))?;
         let on_mismatch = match self.on_mismatch {
@@ -262,18 +265,27 @@ impl Quantize {
         };
         scheme.observer = match self.observer.as_deref() {
             Some("percentile") => {
-                if !(50.0..=100.0).contains(&self.percentile) {
-                    return Err(Error::Usage(format!(
-                        "--percentile {}: accepted is 50 to 100",
-                        self.percentile
-                    )));
+                let percent = self.percentile.unwrap_or(99.9);
+                if !(50.0..=100.0).contains(&percent) {
+                    return Err(Error::Usage(format!("--percentile {percent}: accepted is 50 to 100")));
                 }
-                Observer::Percentile(self.percentile)
+                Observer::Percentile(percent)
             }
             Some("histogram") => Observer::Histogram,
-            Some("mse") => Observer::Mse { both_signs: matches!(self.scale_sign, ScaleSign::Any) },
+            Some("mse") => {
+                Observer::Mse { both_signs: !matches!(self.scale_sign, Some(ScaleSign::Positive)) }
+            }
             _ => Observer::MinMax,
         };
+        let without_effect = [
+            ("--percentile", "percentile", self.percentile.is_some()),
+            ("--scale-sign", "mse", self.scale_sign.is_some()),
+        ];
+        for (option, observer, given) in without_effect {
+            if given && scheme.observer.name() != observer {
+                return Err(Error::Usage(format!("{option} has no meaning without --observer {observer}")));
+            }
+        }
         Ok(scheme)
     }
 
@@ -282,6 +294,8 @@ impl Quantize {
         let given = [
             ("--scheme", self.scheme.is_some()),
             ("--observer", self.observer.is_some()),
+            ("--percentile", self.percentile.is_some()),
+            ("--scale-sign", self.scale_sign.is_some()),
             ("--strategy", self.strategy.is_some()),
             ("--group-size", self.group_size.is_some()),
             ("--override", !self.overrides.is_empty()),

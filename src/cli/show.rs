@@ -70,8 +70,9 @@ impl Progress {
         }
     }
 
-    pub fn finish(&self, success: bool) {
-        if success { self.bar.finish_and_clear() } else { self.bar.abandon() }
+    pub fn finish(&self) {
+        // a bar that stopped in the middle would claim that no time is left
+        self.bar.finish_and_clear();
     }
 }
 
@@ -97,7 +98,8 @@ fn ratio(before: u64, after: u64) -> String {
 fn decibels(db: Option<f64>) -> String {
     match db {
         None => String::new(),
-        Some(db) if !db.is_finite() || db.abs() >= 999.0 => "exact".into(),
+        Some(db) if db >= 999.0 => "exact".into(),
+        Some(db) if db <= -999.0 || db.is_nan() => "lost".into(),
         Some(db) => format!("{db:.2} dB"),
     }
 }

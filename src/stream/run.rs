@@ -158,11 +158,13 @@ impl<'a> Run<'a> {
         match &active.kind {
             Kind::Quantize { scheme, cols, input, .. } => {
                 let scales = results.get(Binding::Scales);
-                if let Some(i) = scales.iter().position(|s| s & bits::MAGNITUDE >= bits::INFINITY) {
+                // the lowest code must decode to something finite, too
+                let steps = (1u32 << (scheme.bits - u32::from(scheme.symmetric))) as f32;
+                if let Some(i) = scales.iter().position(|&s| !(f32::from_bits(s) * steps).is_finite()) {
                     let name = &stream.tensors[job.source].name;
                     return Err(Error::refused(format!(
-                        "{name}: the scale of group {i} from row {} overflows {}, which stores it; cast the weights to \
-                         bf16 or f32 first, or leave the layer out with --exclude",
+                        "{name}: group {i} from row {} has a range that overflows {} when it is coded; leave the layer \
+                         out with --exclude, or scale its weights down",
                         piece.row,
                         input.dtype()
                     )));
@@ -225,14 +227,21 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let name = &stream.tensors[job.source].name;
+        let coded = matches!(job.work, Work::Dequantize(_));
+        if state.not_finite && coded {
+            return Err(Error::refused(format!(
+                "{name}: codes times scales overflow F32; the scales are damaged"
+            )));
+        }
         if state.not_finite {
             return Err(stream.not_finite(job.source));
         }
-        if state.result.saturated > 0 && !stream.saturate {
+        let count = state.result.saturated;
+        if count > 0 && !stream.saturate {
+            let other = if coded { "--dtype f32 holds them" } else { "--exclude leaves the tensor as it is" };
             return Err(Error::refused(format!(
-                "{name}: {} value{} beyond the largest of the new dtype; --saturate clamps, --exclude leaves the tensor as it is",
-                state.result.saturated,
-                if state.result.saturated == 1 { " is" } else { "s are" },
+                "{name}: {count} value{} beyond the largest of the new dtype; --saturate clamps, {other}",
+                if count == 1 { " is" } else { "s are" },
             )));
         }
         if let Work::Quantize(scheme) = &job.work {

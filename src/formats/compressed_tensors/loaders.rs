@@ -3,6 +3,7 @@
 
 use super::arguments;
 use crate::{
+    plan::shortened,
     recipe::{Layer, LayerType},
     scheme::{Scheme, Strategy},
 };
@@ -37,7 +38,7 @@ pub fn notes(layers: &[&Layer], model_types: &[String]) -> Vec<String> {
         notes.insert("transformers decodes every layer by one scheme when it loads with dequantize=True: mixed schemes compute wrongly that way; without it they load right");
     }
     let mut notes: Vec<String> = notes.into_iter().map(str::to_owned).collect();
-    notes.extend(fused_layers_that_differ(layers));
+    notes.extend(shortened(fused_layers_that_differ(layers)));
     notes
 }
 
