@@ -124,6 +124,12 @@ pub fn warnings(entries: &[Entry]) -> Vec<String> {
                 entry.row.name, scheme.bits
             ));
         }
+        if entry.row.after >= entry.row.before {
+            warnings.push(format!(
+                "{}: codes and scales take more room than the weights did ({}); --on-mismatch channel or keep is better",
+                entry.row.name, scheme.strategy
+            ));
+        }
         if let Some(peak) = entry.peak_to_rms.filter(|&p| p > OUTLIER_PEAK) {
             warnings.push(format!(
                 "{}: outlier-heavy, its largest weight is {peak:.0} times the RMS; smaller groups or 8 bits lose less",

@@ -1,6 +1,6 @@
 //! What a plan refuses, in words.
 
-use super::Stored;
+use super::builder::Stored;
 use crate::tensor::TensorInfo;
 use serde_json::Value;
 use std::collections::HashSet;
