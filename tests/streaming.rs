@@ -73,6 +73,13 @@ fn memory_does_not_grow_with_the_checkpoint() {
     }
 }
 
+/// Waits until a run has begun to write: its hidden file stands beside the output.
+fn started(folder: &Folder) {
+    while !names(folder.root()).iter().any(|n| n.starts_with(".out.safetensors.monoquant-")) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 #[test]
 fn ctrl_c_leaves_the_old_state_and_no_litter() {
     let folder = Folder::new();
@@ -80,10 +87,11 @@ fn ctrl_c_leaves_the_old_state_and_no_litter() {
     large(Path::new(&model), 8);
     let out = folder.path("out.safetensors");
     std::fs::write(&out, "what was there").unwrap();
-    for (signal, wait) in [("-INT", 60), ("-TERM", 150), ("-INT", 250)] {
+    for (signal, wait) in [("-INT", 0), ("-TERM", 100), ("-INT", 200)] {
         let arguments =
             ["quantize", "-m", &model, "-o", out.to_str().unwrap(), "-f", "-b", "4", "--observer", "mse"];
         let child = command(&arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        started(&folder);
         std::thread::sleep(Duration::from_millis(wait));
         let sent =
             std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
@@ -114,7 +122,7 @@ fn a_checkpoint_that_shrinks_while_it_is_read_is_an_error() {
         "mse",
     ];
     let child = command(&arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(100));
+    started(&folder);
     File::options().write(true).open(&model).unwrap().set_len(1 << 20).unwrap();
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
