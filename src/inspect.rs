@@ -41,6 +41,9 @@ pub struct Inspection {
     /// Why the layers could not be made out, if so; items are then plain tensors.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unreadable: Option<String>,
+    /// Which part of a file was read, and what was left.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// What monoquant noted in the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recipe: Option<Value>,
@@ -100,7 +103,10 @@ pub fn inspect(model: &Path) -> Result<Inspection> {
     let ours = checkpoint.metadata().get("monoquant");
     let recipe =
         ours.and_then(|text| serde_json::from_str::<Value>(text).ok()).and_then(|v| v.get("recipe").cloned());
+    let mut notes = checkpoint.notes().to_vec();
+    notes.extend(checkpoint.tied().iter().map(|(other, name)| format!("{other} is the same as {name}")));
     Ok(Inspection {
+        notes,
         model: model.display().to_string(),
         files: checkpoint.files().len(),
         bytes: tensors.iter().map(|t| t.bytes()).sum(),

@@ -10,7 +10,7 @@ mod refusals;
 
 pub(crate) use config::set_dtype;
 pub use layout::index;
-pub(crate) use layout::lay_out;
+pub(crate) use layout::{lay_out, tie};
 
 use builder::Builder;
 use refusals::{already_quantized, duplicates};

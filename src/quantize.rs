@@ -10,7 +10,7 @@ use crate::{
     report::{Entry, Report, Squares, warnings},
     stream::{JobResult, Stream, count_not_finite},
     tensor::TensorInfo,
-    writer::{Destination, Writer, free_bytes},
+    writer::{Container, Destination, Writer, free_bytes},
 };
 use std::{
     path::{Path, PathBuf},
@@ -109,7 +109,13 @@ pub(crate) fn finish_preparing(
     saturate: bool,
 ) -> Result<Prepared> {
     let (plan, mut problems) = match planned {
-        Ok(plan) => (Some(plan), Vec::new()),
+        Ok(mut plan) => {
+            let container = destination.container();
+            plan::tie(&mut plan, checkpoint.tied(), container);
+            plan.notes.splice(0..0, checkpoint.notes().iter().cloned());
+            let foreign = foreign(&plan, container);
+            (foreign.is_empty().then_some(plan), foreign)
+        }
         Err(Error::Refused(problems)) => (None, problems),
         Err(e) => return Err(e),
     };
@@ -154,6 +160,17 @@ pub(crate) fn finish_preparing(
         }
         _ => Err(Error::Refused(problems)),
     }
+}
+
+/// Tensors that the output's format has no dtype for.
+fn foreign(plan: &Plan, container: Container) -> Vec<String> {
+    let tensors = plan.files.iter().flat_map(|file| &file.tensors);
+    let foreign = tensors.filter(|t| container == Container::Safetensors && !t.dtype.in_safetensors());
+    foreign
+        .map(|t| {
+            format!("{}: safetensors has no {}; --output NAME.pt can hold it", t.name, t.dtype.torch_name())
+        })
+        .collect()
 }
 
 /// What runs that were killed left beside the output.
@@ -202,7 +219,7 @@ fn touches(choice: &Choice) -> bool {
     matches!(choice, Choice::Quantize(_) | Choice::Split { .. } | Choice::Cast)
 }
 
-/// `--output`, or the input's name with a suffix beside the input. A name that ends in `.safetensors` is one file.
+/// `--output`, or the input's name with a suffix beside the input. A name that ends as a file's does is one file.
 pub(crate) fn destination(checkpoint: &Checkpoint, settings: &Settings, suffix: &str) -> Destination {
     let path = match &settings.output {
         Some(path) => path.clone(),
@@ -214,17 +231,21 @@ pub(crate) fn destination(checkpoint: &Checkpoint, settings: &Settings, suffix: 
             } else {
                 input.canonicalize().unwrap_or_else(|_| input.to_owned())
             };
-            let stem = if checkpoint.is_directory() { named.file_name() } else { named.file_stem() };
-            let stem = stem.unwrap_or_default().to_string_lossy();
-            let extension = if checkpoint.is_directory() { "" } else { ".safetensors" };
-            named.with_file_name(format!("{stem}-{suffix}{extension}"))
+            let name =
+                |name: Option<&std::ffi::OsStr>| name.unwrap_or_default().to_string_lossy().into_owned();
+            if checkpoint.is_directory() {
+                named.with_file_name(format!("{}-{suffix}", name(named.file_name())))
+            } else {
+                let result = format!("{}-{suffix}.{}", name(named.file_stem()), name(named.extension()));
+                // of the input's format, unless its name says none
+                match Destination::of(named.with_file_name(&result)) {
+                    Destination::File(path) => path,
+                    Destination::Directory(path) => path.with_extension("safetensors"),
+                }
+            }
         }
     };
-    if path.extension().is_some_and(|e| e == "safetensors") {
-        Destination::File(path)
-    } else {
-        Destination::Directory(path)
-    }
+    Destination::of(path)
 }
 
 /// Bytes of input that a plan reads, for a progress bar.

@@ -8,20 +8,25 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::tensor::TensorInfo;
 
+mod dims;
 mod directory;
 pub(crate) mod handles;
 mod json;
+mod pickle;
 mod safetensors;
 mod source;
 pub(crate) mod strided;
 #[cfg(test)]
 mod tests;
+mod torch;
 
 pub use source::Source;
 
 /// What [`Checkpoint::open`] accepts, for messages.
-const ACCEPTED: &str =
-    "accepted: a .safetensors file, or a directory with one or with model.safetensors.index.json";
+const ACCEPTED: &str = "accepted: a .safetensors file, a checkpoint of torch (.pt, .pth, .bin, .ckpt), or a directory \
+                        with one, or with the index of several";
+/// Prefixes that wrappers put before every name: DataParallel, torch.compile.
+const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
 
 /// The headers of a model's weight files, and what lies beside them.
 #[derive(Debug)]
@@ -32,6 +37,8 @@ pub struct Checkpoint {
     tensors: Vec<StoredTensor>,
     config: Option<serde_json::Value>,
     metadata: BTreeMap<String, String>,
+    tied: BTreeMap<String, String>,
+    notes: Vec<String>,
     companions: Vec<PathBuf>,
     left_out: Vec<(PathBuf, String)>,
 }
@@ -45,10 +52,24 @@ pub struct StoredTensor {
     pub file: usize,
     /// Offset of the first byte from the start of that file.
     pub start: u64,
+    /// Distances of neighbours along each dimension, in elements, if the tensor is not contiguous.
+    pub strides: Option<Vec<u64>>,
+}
+
+/// What the header of one file says, whatever its format.
+#[derive(Debug, Default)]
+struct Header {
+    /// Tensors with the absolute offset of their first element, and strides.
+    tensors: Vec<(TensorInfo, u64, Option<Vec<u64>>)>,
+    /// Names of tensors that are another one.
+    tied: BTreeMap<String, String>,
+    metadata: BTreeMap<String, String>,
+    /// What was taken from where, and what was left.
+    notes: Vec<String>,
 }
 
 impl Checkpoint {
-    /// Opens a `.safetensors` file or the directory of a model. Reads headers, no weights.
+    /// Opens a `.safetensors` file, a checkpoint of torch, or the directory of a model. Reads headers, no weights.
     pub fn open(path: &Path) -> Result<Checkpoint> {
         let kind = match fs::metadata(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -67,11 +88,9 @@ impl Checkpoint {
         if !kind.is_file() {
             return Err(Error::format(path, format!("is neither a file nor a directory; {ACCEPTED}")));
         }
-        if !has_extension(path, "safetensors") {
-            return Err(Error::format(path, format!("is no .safetensors file; {ACCEPTED}")));
-        }
         let mut checkpoint = Self::empty(path, false);
         checkpoint.add(path.to_owned(), None)?;
+        checkpoint.unwrap_names();
         let beside = path.with_file_name("config.json");
         if beside.is_file() {
             // The file may belong to something else, so it is no error if it is not a model's.
@@ -94,6 +113,7 @@ impl Checkpoint {
             checkpoint.add(path.join(file), listed)?;
         }
         checkpoint.check_names()?;
+        checkpoint.unwrap_names();
         for (file, kind) in listing.files {
             let index = weights.listed.as_ref().is_some_and(|l| l.index == path.join(&file));
             if weights.files.contains(&file) || index || file == Path::new("config.json") {
@@ -122,6 +142,8 @@ impl Checkpoint {
             tensors: Vec::new(),
             config: None,
             metadata: BTreeMap::new(),
+            tied: BTreeMap::new(),
+            notes: Vec::new(),
             companions: Vec::new(),
             left_out: Vec::new(),
         }
@@ -129,18 +151,23 @@ impl Checkpoint {
 
     /// Adds the tensors of a file: all, or those that the index names.
     fn add(&mut self, path: PathBuf, listed: Option<(&Path, &HashSet<String>)>) -> Result<()> {
-        let header = safetensors::read_header(&path)?;
+        let mut header = read_header(&path)?;
+        if let Some((_, names)) = listed {
+            prefer_listed(&mut header, names);
+        }
         let (mut kept, mut others) = (Vec::new(), Vec::new());
-        for (info, start) in header.tensors {
+        for (info, start, strides) in header.tensors {
             match listed {
                 Some((_, names)) if !names.contains(&info.name) => others.push(info.name),
-                _ => kept.push(StoredTensor { info, file: self.files.len(), start }),
+                _ => kept.push(StoredTensor { info, file: self.files.len(), start, strides }),
             }
         }
+        header.tied.retain(|name, _| listed.is_none_or(|(_, names)| names.contains(name)));
         if let Some((index, names)) = listed
-            && kept.len() < names.len()
+            && kept.len() + header.tied.len() < names.len()
         {
-            let found: HashSet<&str> = kept.iter().map(|t| t.info.name.as_str()).collect();
+            let tied = header.tied.keys().map(String::as_str);
+            let found: HashSet<&str> = kept.iter().map(|t| t.info.name.as_str()).chain(tied).collect();
             let mut missing: Vec<&str> =
                 names.iter().map(String::as_str).filter(|n| !found.contains(n)).collect();
             missing.sort_unstable();
@@ -157,9 +184,36 @@ impl Checkpoint {
         for (key, value) in header.metadata {
             self.metadata.entry(key).or_insert(value);
         }
+        self.tied.extend(header.tied);
+        for note in header.notes {
+            if !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
+        }
         self.tensors.extend(kept);
         self.files.push(path);
         Ok(())
+    }
+
+    /// Takes off what a wrapper put before every name, and takes up ties that an earlier run noted.
+    fn unwrap_names(&mut self) {
+        while let Some(prefix) = WRAPPERS.into_iter().find(|prefix| {
+            let mut names = self.tensors.iter().map(|t| &t.info.name).chain(self.tied.keys());
+            !self.tensors.is_empty()
+                && names.all(|name| name.len() > prefix.len() && name.starts_with(prefix))
+        }) {
+            let unwrapped = |name: &str| name[prefix.len()..].to_owned();
+            self.tensors.iter_mut().for_each(|t| t.info.name = unwrapped(&t.info.name));
+            self.tied = self.tied.iter().map(|(a, b)| (unwrapped(a), unwrapped(b))).collect();
+            self.notes.push(format!("every name began with `{prefix}`, which is taken off"));
+        }
+        let ours = self.metadata.get("monoquant").and_then(|text| serde_json::from_str(text).ok());
+        let noted = ours.and_then(|ours: serde_json::Value| {
+            serde_json::from_value::<BTreeMap<String, String>>(ours.get("tied")?.clone()).ok()
+        });
+        let stored: HashSet<&str> = self.tensors.iter().map(|t| t.info.name.as_str()).collect();
+        let noted = noted.unwrap_or_default().into_iter().filter(|(name, _)| !stored.contains(name.as_str()));
+        self.tied.extend(noted);
     }
 
     /// Refuses two tensors of one name, which only happens among files without an index.
@@ -201,6 +255,16 @@ impl Checkpoint {
         &self.metadata
     }
 
+    /// Names of weights that are another one, or share its data: other name → its name.
+    pub fn tied(&self) -> &BTreeMap<String, String> {
+        &self.tied
+    }
+
+    /// What a reader should know: which part of a file was taken, what was left.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// Every other file of the directory (tokenizer, generation config, …), relative to it and sorted.
     pub fn companions(&self) -> &[PathBuf] {
         &self.companions
@@ -219,6 +283,37 @@ impl Checkpoint {
     /// Opens the files for reading weights.
     pub fn source(&self) -> Result<Source> {
         Source::open(self)
+    }
+}
+
+/// Reads what a file says about itself. The name decides about safetensors, the content about all else.
+fn read_header(path: &Path) -> Result<Header> {
+    if has_extension(path, "safetensors") {
+        return safetensors::read_header(path);
+    }
+    let file = fs::File::open(path).map_err(Error::io("open", path))?;
+    let size = file.metadata().map_err(Error::io("read", path))?.len();
+    let mut start = vec![0; size.min(512) as usize];
+    handles::read_at(&file, 0, &mut start).map_err(Error::io("read", path))?;
+    if torch::is_torch(&start) {
+        return torch::read(path, &file, size, &start);
+    }
+    if start.get(8) == Some(&b'{') {
+        return safetensors::read_header(path);
+    }
+    let what = if start.is_empty() { "is empty" } else { "begins like no checkpoint that is read" };
+    Err(Error::format(path, format!("{what}; {ACCEPTED}")))
+}
+
+/// Of tied names, keeps the tensor under one that the index lists.
+fn prefer_listed(header: &mut Header, names: &HashSet<String>) {
+    for (info, ..) in header.tensors.iter_mut().filter(|(info, ..)| !names.contains(&info.name)) {
+        let listed = header.tied.iter().find(|(other, name)| **name == info.name && names.contains(*other));
+        if let Some(other) = listed.map(|(other, _)| other.clone()) {
+            header.tied.remove(&other);
+            header.tied.values_mut().filter(|name| **name == info.name).for_each(|n| n.clone_from(&other));
+            info.name = other;
+        }
     }
 }
 

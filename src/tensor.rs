@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Element type of a stored tensor. The names are those of the safetensors format.
+/// Element type of a stored tensor. The names are those of the safetensors format, which lacks C32 and C128.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[allow(missing_docs, non_camel_case_types)]
 pub enum Dtype {
@@ -12,6 +12,8 @@ pub enum Dtype {
     F8_E4M3,
     F8_E5M2,
     F8_E8M0,
+    F8_E4M3FNUZ,
+    F8_E5M2FNUZ,
     U16,
     I16,
     F16,
@@ -19,52 +21,103 @@ pub enum Dtype {
     U32,
     I32,
     F32,
+    C32,
     U64,
     I64,
     F64,
     C64,
+    C128,
 }
 
 impl Dtype {
     /// Every dtype that a checkpoint may hold, smallest first.
-    pub const ALL: [Dtype; 17] = {
+    pub const ALL: [Dtype; 21] = {
         use Dtype::*;
-        [BOOL, U8, I8, F8_E4M3, F8_E5M2, F8_E8M0, U16, I16, F16, BF16, U32, I32, F32, U64, I64, F64, C64]
+        [
+            BOOL,
+            U8,
+            I8,
+            F8_E4M3,
+            F8_E5M2,
+            F8_E8M0,
+            F8_E4M3FNUZ,
+            F8_E5M2FNUZ,
+            U16,
+            I16,
+            F16,
+            BF16,
+            U32,
+            I32,
+            F32,
+            C32,
+            U64,
+            I64,
+            F64,
+            C64,
+            C128,
+        ]
     };
+
+    /// Name in safetensors, name in torch, bytes of one element.
+    fn row(self) -> (&'static str, &'static str, usize) {
+        use Dtype::*;
+        match self {
+            BOOL => ("BOOL", "bool", 1),
+            U8 => ("U8", "uint8", 1),
+            I8 => ("I8", "int8", 1),
+            F8_E4M3 => ("F8_E4M3", "float8_e4m3fn", 1),
+            F8_E5M2 => ("F8_E5M2", "float8_e5m2", 1),
+            F8_E8M0 => ("F8_E8M0", "float8_e8m0fnu", 1),
+            F8_E4M3FNUZ => ("F8_E4M3FNUZ", "float8_e4m3fnuz", 1),
+            F8_E5M2FNUZ => ("F8_E5M2FNUZ", "float8_e5m2fnuz", 1),
+            U16 => ("U16", "uint16", 2),
+            I16 => ("I16", "int16", 2),
+            F16 => ("F16", "float16", 2),
+            BF16 => ("BF16", "bfloat16", 2),
+            U32 => ("U32", "uint32", 4),
+            I32 => ("I32", "int32", 4),
+            F32 => ("F32", "float32", 4),
+            C32 => ("C32", "complex32", 4),
+            U64 => ("U64", "uint64", 8),
+            I64 => ("I64", "int64", 8),
+            F64 => ("F64", "float64", 8),
+            C64 => ("C64", "complex64", 8),
+            C128 => ("C128", "complex128", 16),
+        }
+    }
 
     /// Bytes of one element.
     pub fn size(self) -> usize {
-        use Dtype::*;
-        match self {
-            BOOL | U8 | I8 | F8_E4M3 | F8_E5M2 | F8_E8M0 => 1,
-            U16 | I16 | F16 | BF16 => 2,
-            U32 | I32 | F32 => 4,
-            U64 | I64 | F64 | C64 => 8,
-        }
+        self.row().2
     }
 
     /// The name that safetensors uses.
     pub fn name(self) -> &'static str {
-        use Dtype::*;
-        match self {
-            BOOL => "BOOL",
-            U8 => "U8",
-            I8 => "I8",
-            F8_E4M3 => "F8_E4M3",
-            F8_E5M2 => "F8_E5M2",
-            F8_E8M0 => "F8_E8M0",
-            U16 => "U16",
-            I16 => "I16",
-            F16 => "F16",
-            BF16 => "BF16",
-            U32 => "U32",
-            I32 => "I32",
-            F32 => "F32",
-            U64 => "U64",
-            I64 => "I64",
-            F64 => "F64",
-            C64 => "C64",
-        }
+        self.row().0
+    }
+
+    /// The name that torch uses, after `torch.`.
+    pub fn torch_name(self) -> &'static str {
+        self.row().1
+    }
+
+    /// Whether a safetensors file can hold it.
+    pub fn in_safetensors(self) -> bool {
+        !matches!(self, Dtype::C32 | Dtype::C128)
+    }
+
+    /// The dtype that torch calls so, with or without `torch.`.
+    pub fn from_torch(name: &str) -> Option<Self> {
+        let name = match name.strip_prefix("torch.").unwrap_or(name) {
+            "float" => "float32",
+            "double" => "float64",
+            "half" => "float16",
+            "long" => "int64",
+            "int" => "int32",
+            "short" => "int16",
+            name => name,
+        };
+        Self::ALL.into_iter().find(|d| d.torch_name() == name)
     }
 
     /// The dtype with this safetensors name.
@@ -85,7 +138,7 @@ impl Dtype {
     /// Whether values of this dtype are floats of any width.
     pub fn is_float(self) -> bool {
         use Dtype::*;
-        matches!(self, F8_E4M3 | F8_E5M2 | F8_E8M0 | F16 | BF16 | F32 | F64)
+        matches!(self, F8_E4M3 | F8_E5M2 | F8_E8M0 | F8_E4M3FNUZ | F8_E5M2FNUZ | F16 | BF16 | F32 | F64)
     }
 }
 
@@ -237,6 +290,7 @@ mod tests {
     fn names_round_trip() {
         for d in Dtype::ALL {
             assert_eq!(Dtype::from_name(d.name()), Some(d));
+            assert_eq!(Dtype::from_torch(d.torch_name()), Some(d));
         }
         assert_eq!(Dtype::from_name("nonsense"), None);
     }

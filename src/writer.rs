@@ -13,17 +13,22 @@ use fs4::FileExt;
 use crate::error::{Error, Result};
 use crate::reader::handles::{Handles, read_at, write_at};
 use crate::reader::strided::Lattice;
-use crate::tensor::View;
+use crate::tensor::{TensorInfo, View};
 
+mod checksum;
 mod destination;
+mod layout;
 mod safetensors;
 #[cfg(test)]
 mod tests;
+mod torch;
 
 pub use destination::{Destination, free_bytes};
-pub use safetensors::FileLayout;
+pub use layout::{Container, FileLayout};
 
+use checksum::Checksum;
 use destination::Staging;
+use layout::Placed;
 
 /// Output in the making. Dropped without [`Writer::commit`], it leaves nothing behind.
 #[derive(Debug)]
@@ -31,6 +36,8 @@ pub struct Writer {
     // Before `staging`, as files must be closed before Windows lets them be removed.
     handles: Handles,
     files: Vec<Vec<Slot>>,
+    /// What closes each file, if it is an archive.
+    archives: Vec<Option<torch::Archive>>,
     staging: Staging,
 }
 
@@ -41,6 +48,8 @@ struct Slot {
     start: u64,
     bytes: u64,
     written: AtomicU64,
+    /// Kept where the file's format wants one.
+    checksum: Option<Checksum>,
     /// Held exclusively while bytes between a view's elements are read and written back.
     gate: RwLock<()>,
 }
@@ -86,7 +95,7 @@ impl Writer {
             };
             let file = file.map_err(Error::io("create", path))?;
             reserve(&file, placed.size)
-                .and_then(|()| write_at(&file, 0, &placed.header))
+                .and_then(|()| placed.fixed.iter().try_for_each(|(at, bytes)| write_at(&file, *at, bytes)))
                 .map_err(|e| match e.kind() {
                     io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                         full(needed, free_bytes(dest.path()).unwrap_or(0))
@@ -96,18 +105,20 @@ impl Writer {
                 .map_err(Error::io("write", staging.destination()))?;
         }
 
-        let slots = |(layout, placed): (FileLayout, safetensors::Placed)| {
-            let slot = |(info, (start, bytes)): (crate::tensor::TensorInfo, (u64, u64))| Slot {
+        let slots = |(layout, placed): (FileLayout, &Placed)| {
+            let slot = |(info, &(start, bytes)): (TensorInfo, &(u64, u64))| Slot {
                 name: info.name,
                 start,
                 bytes,
                 written: AtomicU64::new(0),
+                checksum: placed.archive.is_some().then(Checksum::default),
                 gate: RwLock::default(),
             };
-            layout.tensors.into_iter().zip(placed.spans).map(slot).collect()
+            layout.tensors.into_iter().zip(&placed.spans).map(slot).collect()
         };
-        let files = files.into_iter().zip(placed).map(slots).collect();
-        Ok(Writer { handles: Handles::new(paths, true), files, staging })
+        let files = files.into_iter().zip(&placed).map(slots).collect();
+        let archives = placed.into_iter().map(|p| p.archive).collect();
+        Ok(Writer { handles: Handles::new(paths, true), files, archives, staging })
     }
 
     /// Writes bytes of a tensor from `byte_offset` on. Every byte of every tensor must be written once.
@@ -121,6 +132,9 @@ impl Writer {
         }
         let _shared = slot.gate.read().unwrap_or_else(PoisonError::into_inner);
         self.put(file, slot.start + byte_offset, bytes)?;
+        if let Some(checksum) = &slot.checksum {
+            checksum.add(byte_offset, bytes);
+        }
         slot.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     }
@@ -191,9 +205,33 @@ impl Writer {
                 return Err(self.misuse(&slot.name, what));
             }
         }
+        for (file, archive) in self.archives.iter().enumerate() {
+            if let Some(archive) = archive {
+                let crcs: Vec<u32> =
+                    self.files[file].iter().map(|slot| self.crc(file, slot)).collect::<Result<_>>()?;
+                archive.closing(&crcs).iter().try_for_each(|(at, bytes)| self.put(file, *at, bytes))?;
+            }
+        }
         let Writer { handles, staging, .. } = self;
         drop(handles);
         staging.publish()
+    }
+
+    /// The checksum of a tensor; one that was scattered over its place is read again.
+    fn crc(&self, file: usize, slot: &Slot) -> Result<u32> {
+        if let Some(crc) = slot.checksum.as_ref().and_then(|checksum| checksum.whole(slot.bytes)) {
+            return Ok(crc);
+        }
+        let mut hasher = crc32fast::Hasher::new();
+        let mut buffer = vec![0; slot.bytes.min(4 << 20) as usize];
+        let mut at = 0;
+        while at < slot.bytes {
+            let length = (slot.bytes - at).min(buffer.len() as u64) as usize;
+            self.get(file, slot.start + at, &mut buffer[..length])?;
+            hasher.update(&buffer[..length]);
+            at += length as u64;
+        }
+        Ok(hasher.finalize())
     }
 
     fn create_file(&self, name: &Path) -> Result<(File, PathBuf)> {

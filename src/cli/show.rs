@@ -218,6 +218,9 @@ pub fn inspection(inspection: &Inspection) {
     if let Some(why) = &inspection.unreadable {
         say!("layers cannot be made out: {why}");
     }
+    for note in &inspection.notes {
+        say!("note: {note}");
+    }
     say!(
         "{}: {} parameters, {} in {} file{}",
         inspection.model,

@@ -1,9 +1,12 @@
 //! Which file each tensor goes to, and the index of a sharded checkpoint.
 
 use super::Plan;
-use crate::{tensor::TensorInfo, writer::FileLayout};
+use crate::{
+    tensor::TensorInfo,
+    writer::{Container, FileLayout},
+};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Distributes the output's tensors over files, in the order of the jobs; what one job makes stays together.
 ///
@@ -39,8 +42,50 @@ pub(crate) fn lay_out(
         1 => "model.safetensors".to_owned(),
         _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
     };
-    let layout = |(i, tensors)| FileLayout { name: name(i), tensors, metadata: metadata.clone() };
+    let layout = |(i, tensors)| FileLayout {
+        name: name(i),
+        tensors,
+        metadata: metadata.clone(),
+        ..FileLayout::default()
+    };
     plan.files = files.into_iter().enumerate().map(layout).collect();
+}
+
+/// Gives the output's tensors their other names: in files of torch as more keys, elsewhere as a note in the file.
+pub(crate) fn tie(plan: &mut Plan, tied: &BTreeMap<String, String>, container: Container) {
+    plan.files.iter_mut().for_each(|file| file.container = container);
+    let rows: HashMap<&str, usize> =
+        plan.rows.iter().enumerate().map(|(i, r)| (r.name.as_str(), i)).collect();
+    let mut noted: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut notes = Vec::new();
+    for (other, name) in tied {
+        let Some(&row) = rows.get(name.as_str()) else {
+            notes.push(format!("{other} was the same as {name}, which is not written under this name"));
+            continue;
+        };
+        if container == Container::Safetensors {
+            noted.insert(other, name);
+            notes.push(format!("{other} is the same as {name}: written once, under the latter name"));
+            continue;
+        }
+        for &(_, file, tensor) in plan.jobs.iter().filter(|j| j.row == row).flat_map(|j| &j.outputs) {
+            let file = &mut plan.files[file];
+            if let Some(part) = file.tensors[tensor].name.strip_prefix(name) {
+                file.aliases.push((format!("{other}{part}"), tensor));
+            }
+        }
+        notes.push(format!("{other} is the same as {name}: written once, under both names"));
+    }
+    if !noted.is_empty() {
+        for file in &mut plan.files {
+            let text = file.metadata.get("monoquant").map_or("{}", String::as_str);
+            let mut ours: Value = serde_json::from_str(text).unwrap_or_else(|_| json!({}));
+            ours["tied"] = json!(noted);
+            ours.sort_all_objects();
+            file.metadata.insert("monoquant".to_owned(), ours.to_string());
+        }
+    }
+    plan.notes.extend(super::shortened(notes));
 }
 
 /// The index of a sharded checkpoint.

@@ -27,6 +27,11 @@ const WEIGHTS: [&str; 13] = [
     "ot",
     "tflite",
 ];
+/// Extensions of torch's files.
+const TORCH: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
+/// Names, up to a digit or an extension, of what a training run keeps beside its weights.
+const TRAINING: [&str; 6] =
+    ["training_args", "optimizer", "scheduler", "scaler", "rng_state", "random_states"];
 /// Directories of tools, not of the model.
 const TOOLS: [&str; 5] = [".git", ".cache", ".huggingface", ".ipynb_checkpoints", "__pycache__"];
 
@@ -44,6 +49,10 @@ pub(super) struct Listing {
 pub(super) enum Kind {
     /// A safetensors file.
     Safetensors,
+    /// A file of torch.
+    Torch,
+    /// State of a training run, in a file of torch.
+    Training,
     /// Weights in another format.
     OtherWeights,
     /// The index of weight files.
@@ -57,6 +66,10 @@ impl Kind {
         let name = path.file_name().and_then(OsStr::to_str).unwrap_or("").to_ascii_lowercase();
         if has_extension(path, "safetensors") {
             Kind::Safetensors
+        } else if TORCH.iter().any(|e| has_extension(path, e)) {
+            let stem = name.split(['.', '-']).next().unwrap_or("");
+            let stem = stem.trim_end_matches(|c: char| c.is_ascii_digit() || c == '_');
+            if TRAINING.contains(&stem) { Kind::Training } else { Kind::Torch }
         } else if WEIGHTS.iter().any(|e| has_extension(path, e)) {
             Kind::OtherWeights
         } else if WEIGHTS.iter().any(|e| name.ends_with(&format!(".{e}.index.json"))) {
@@ -69,7 +82,8 @@ impl Kind {
     /// Why a file of this kind is left out.
     pub fn reason(self) -> String {
         match self {
-            Kind::Safetensors => "weights that are not part of this checkpoint".into(),
+            Kind::Safetensors | Kind::Torch => "weights that are not part of this checkpoint".into(),
+            Kind::Training => "state of a training run".into(),
             Kind::OtherWeights => "weights in a format that is not read".into(),
             Kind::Index => "index of weights that are not read".into(),
             Kind::Companion => "not part of the model".into(),
@@ -138,30 +152,16 @@ pub(super) fn list(root: &Path) -> Result<Listing> {
     Ok(listing)
 }
 
-/// Finds the weight files: those of the index, else `model.safetensors`, else every safetensors file.
+/// Finds the weight files: those of the index, else `model.safetensors`, else every safetensors file; then the same
+/// among torch's.
 pub(super) fn weights(root: &Path, listing: &Listing) -> Result<Weights> {
     let top = |kind| {
         let found = listing.files.iter().filter(move |(_, k)| **k == kind);
         found.map(|(path, _)| path).filter(|path| path.components().count() == 1)
     };
-    let indexes: Vec<&PathBuf> = top(Kind::Index)
-        .filter(|p| p.to_string_lossy().to_ascii_lowercase().ends_with(".safetensors.index.json"))
-        .collect();
-    let preferred = Path::new("model.safetensors.index.json");
-    match indexes.as_slice() {
-        [] => {}
-        _ if indexes.iter().any(|p| *p == preferred) => return read_index(root, preferred),
-        [only] => return read_index(root, only),
-        several => {
-            let names: Vec<_> = several.iter().map(|p| p.display().to_string()).collect();
-            return Err(Error::format(
-                root,
-                format!(
-                    "has several indexes: {}; accepted: one, or model.safetensors.index.json",
-                    names.join(", ")
-                ),
-            ));
-        }
+    let alone = |files: Vec<PathBuf>| Ok(Weights { files, listed: None });
+    if let Some(index) = index(root, top(Kind::Index), &["safetensors"], "model")? {
+        return read_index(root, index, &["safetensors"]);
     }
     let single = PathBuf::from("model.safetensors");
     let files: Vec<PathBuf> = match listing.files.contains_key(&single) {
@@ -169,17 +169,84 @@ pub(super) fn weights(root: &Path, listing: &Listing) -> Result<Weights> {
         false => top(Kind::Safetensors).cloned().collect(),
     };
     if !files.is_empty() {
-        return Ok(Weights { files, listed: None });
+        return alone(files);
     }
+    if let Some(index) = index(root, top(Kind::Index), &TORCH, "pytorch_model")? {
+        return read_index(root, index, &TORCH);
+    }
+    let files: Vec<PathBuf> = top(Kind::Torch).cloned().collect();
+    let usual =
+        ["pytorch_model", "model"].iter().flat_map(|stem| TORCH.map(|e| format!("{stem}.{e}").into()));
+    if let Some(single) = usual.into_iter().find(|name| files.contains(name)) {
+        return alone(vec![single]);
+    }
+    match files.as_slice() {
+        [] => Err(no_weights(root, listing)),
+        [_] => alone(files),
+        several if several.iter().all(|file| shard(file).is_some() && shard(file) == shard(&several[0])) => {
+            alone(files)
+        }
+        several => {
+            let names: Vec<String> = several.iter().map(|p| p.display().to_string()).collect();
+            let what = format!(
+                "has several files of torch: {}; name the one that is meant",
+                super::enumerate(&names)
+            );
+            Err(Error::format(root, what))
+        }
+    }
+}
+
+/// `NAME` and the number of shards of `NAME-00001-of-00002.bin`.
+fn shard(file: &Path) -> Option<(&str, &str)> {
+    let (name, count) = file.file_stem()?.to_str()?.rsplit_once("-of-")?;
+    let (name, number) = name.rsplit_once('-')?;
+    [number, count].iter().all(|n| n.bytes().all(|b| b.is_ascii_digit())).then_some((name, count))
+}
+
+/// The index of files with one of these extensions.
+fn index<'a>(
+    root: &Path,
+    indexes: impl Iterator<Item = &'a PathBuf>,
+    extensions: &[&str],
+    preferred: &str,
+) -> Result<Option<&'a PathBuf>> {
+    let suffixes: Vec<String> = extensions.iter().map(|e| format!(".{e}.index.json")).collect();
+    let of_these = |path: &&PathBuf| {
+        let name = path.to_string_lossy().to_ascii_lowercase();
+        suffixes.iter().any(|suffix| name.ends_with(suffix))
+    };
+    let found: Vec<&PathBuf> = indexes.filter(of_these).collect();
+    let preferred = format!("{preferred}{}", suffixes[0]);
+    match found.as_slice() {
+        [] => Ok(None),
+        [only] => Ok(Some(only)),
+        several => match several.iter().find(|path| path.to_str() == Some(&preferred)) {
+            Some(path) => Ok(Some(path)),
+            None => {
+                let names: Vec<_> = several.iter().map(|p| p.display().to_string()).collect();
+                let what =
+                    format!("has several indexes: {}; accepted: one, or {preferred}", names.join(", "));
+                Err(Error::format(root, what))
+            }
+        },
+    }
+}
+
+fn no_weights(root: &Path, listing: &Listing) -> Error {
+    use Kind::*;
     let others: Vec<String> = listing
         .files
         .iter()
-        .filter(|(_, kind)| matches!(kind, Kind::OtherWeights | Kind::Safetensors))
+        .filter(|(_, kind)| matches!(kind, OtherWeights | Safetensors | Torch | Training))
         .map(|(path, _)| path.display().to_string())
         .collect();
-    let dangling = listing.skipped.iter().filter(|(p, _)| has_extension(p, "safetensors"));
+    let dangling = listing
+        .skipped
+        .iter()
+        .filter(|(p, _)| has_extension(p, "safetensors") || TORCH.iter().any(|e| has_extension(p, e)));
     let dangling: Vec<String> = dangling.map(|(p, why)| format!("{} is a {why}", p.display())).collect();
-    Err(Error::format(
+    Error::format(
         root,
         match (dangling.is_empty(), others.is_empty()) {
             (false, _) => format!("has no weights: {}; {ACCEPTED}", dangling.join("; ")),
@@ -188,10 +255,10 @@ pub(super) fn weights(root: &Path, listing: &Listing) -> Result<Weights> {
                 format!("has no weights that are read, only {}; {ACCEPTED}", super::enumerate(&others))
             }
         },
-    ))
+    )
 }
 
-fn read_index(root: &Path, name: &Path) -> Result<Weights> {
+fn read_index(root: &Path, name: &Path, extensions: &[&str]) -> Result<Weights> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: Unique<String>,
@@ -212,11 +279,10 @@ fn read_index(root: &Path, name: &Path) -> Result<Weights> {
                 format!("tensor `{tensor}` is said to lie in `{file}`; accepted: a file in the directory"),
             ));
         }
-        if !has_extension(&path, "safetensors") {
-            return Err(Error::format(
-                &index,
-                format!("tensor `{tensor}` is said to lie in `{file}`, which is no .safetensors file"),
-            ));
+        if !extensions.iter().any(|e| has_extension(&path, e)) {
+            let what =
+                format!("tensor `{tensor}` is said to lie in `{file}`, which is no .{} file", extensions[0]);
+            return Err(Error::format(&index, what));
         }
         tensors.entry(path).or_default().insert(tensor);
     }

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
 
+use super::Header;
 use super::json::{LARGEST, Unique};
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, TensorInfo};
@@ -16,16 +17,7 @@ use crate::tensor::{Dtype, TensorInfo};
 mod tests;
 
 /// Dtypes that the format knows and monoquant does not.
-const FOREIGN: [&str; 5] = ["F4", "F6_E2M3", "F6_E3M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"];
-
-/// What one file says about itself.
-#[derive(Debug)]
-pub(super) struct Header {
-    /// Tensors with the absolute offset of their first byte, in the order of their data.
-    pub tensors: Vec<(TensorInfo, u64)>,
-    /// The `__metadata__` of the header.
-    pub metadata: BTreeMap<String, String>,
-}
+const FOREIGN: [&str; 3] = ["F4", "F6_E2M3", "F6_E3M2"];
 
 /// Reads and checks the header of a safetensors file. Memory stays within a small multiple of the header.
 pub(super) fn read_header(path: &Path) -> Result<Header> {
@@ -160,8 +152,8 @@ fn check(entries: Vec<(String, Entry)>, data_start: u64, data: u64) -> std::resu
     if covered != data {
         return Err(format!("{} bytes follow the last tensor; safetensors allows none", data - covered));
     }
-    let tensors = spans.into_iter().map(|(begin, _, info)| (info, data_start + begin)).collect();
-    Ok(Header { tensors, metadata })
+    let tensors = spans.into_iter().map(|(begin, _, info)| (info, data_start + begin, None)).collect();
+    Ok(Header { tensors, metadata, ..Header::default() })
 }
 
 /// One tensor of the header with the begin and end of its data.
@@ -183,8 +175,9 @@ fn tensor(name: &str, fields: Vec<(String, Field)>) -> std::result::Result<(u64,
     let shape = shape.ok_or_else(|| missing("shape"))?;
     let offsets = offsets.ok_or_else(|| missing("data_offsets"))?;
 
-    let dtype = Dtype::from_name(&dtype).ok_or_else(|| {
-        let accepted = Dtype::ALL.map(Dtype::name).join(", ");
+    let dtype = Dtype::from_name(&dtype).filter(|d| d.in_safetensors()).ok_or_else(|| {
+        let accepted = Dtype::ALL.into_iter().filter(|d| d.in_safetensors()).map(Dtype::name);
+        let accepted = accepted.collect::<Vec<_>>().join(", ");
         match FOREIGN.contains(&dtype.as_str()) {
             true => format!("dtype {dtype} is not supported; accepted: {accepted}"),
             false => format!("dtype `{dtype}` is unknown; accepted: {accepted}"),

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::Checkpoint;
+use super::dims::Dims;
 use super::handles::{Handles, OPEN, read_at};
 use super::strided::Lattice;
 use crate::error::{Error, Result};
@@ -20,6 +21,8 @@ struct Extent {
     info: TensorInfo,
     file: usize,
     start: u64,
+    /// Of a tensor that is not contiguous.
+    dims: Option<Dims>,
 }
 
 impl Source {
@@ -31,7 +34,12 @@ impl Source {
                 handles.get(i).map_err(Error::io("open", path))?;
             }
         }
-        let extent = |t: &super::StoredTensor| Extent { info: t.info.clone(), file: t.file, start: t.start };
+        let extent = |t: &super::StoredTensor| Extent {
+            info: t.info.clone(),
+            file: t.file,
+            start: t.start,
+            dims: t.strides.as_ref().map(|strides| Dims::new(&t.info.shape, strides)),
+        };
         Ok(Source { tensors: checkpoint.tensors.iter().map(extent).collect(), handles })
     }
 
@@ -90,10 +98,20 @@ impl Source {
         if out.is_empty() {
             return Ok(());
         }
-        self.handles
-            .get(extent.file)
-            .and_then(|file| read_at(&file, extent.start + at, out))
-            .map_err(Error::io("read", self.handles.path(extent.file)))
+        let file = self.handles.get(extent.file);
+        let file = file.map_err(Error::io("read", self.handles.path(extent.file)))?;
+        let raw = |at: u64, out: &mut [u8]| {
+            let read = read_at(&file, extent.start + at, out);
+            read.map_err(Error::io("read", self.handles.path(extent.file)))
+        };
+        let elem = extent.info.dtype.size() as u64;
+        match &extent.dims {
+            None => raw(at, out),
+            Some(dims) if at.is_multiple_of(elem) && (out.len() as u64).is_multiple_of(elem) => {
+                dims.gather(at / elem, elem, out, raw)
+            }
+            Some(_) => Err(self.misuse(extent, "a part of an element".into())),
+        }
     }
 
     /// The caller asked for what is not there: a mistake in monoquant, not in the file.

@@ -184,9 +184,15 @@ fn directories_without_the_usual_index() {
     let tmp = tempfile::tempdir().unwrap();
     let root = tmp.path();
     refuses(root, &["has no weights", "accepted"]);
-    fs::write(root.join("pytorch_model.bin"), "x").unwrap();
+    fs::write(root.join("optimizer.pt"), "x").unwrap();
     fs::write(root.join("m.gguf"), "x").unwrap();
-    refuses(root, &["`pytorch_model.bin`", "`m.gguf`", "accepted: a .safetensors file"]);
+    refuses(root, &["`optimizer.pt`", "`m.gguf`", "accepted: a .safetensors file"]);
+    fs::write(root.join("a.pth"), "x").unwrap();
+    refuses(root, &["a.pth", "begins like no checkpoint", "accepted: a .safetensors file"]);
+    fs::write(root.join("b.pt"), "x").unwrap();
+    refuses(root, &["several files of torch: `a.pth`, `b.pt`; name the one"]);
+    fs::write(root.join("pytorch_model.bin"), "x").unwrap();
+    refuses(root, &["pytorch_model.bin", "begins like no checkpoint"]);
 
     shard(&root.join("z.safetensors"), &[("z", &[1], 0)]);
     assert_eq!(names(&Checkpoint::open(root).unwrap()), ["z"]);
@@ -212,7 +218,7 @@ fn paths_that_are_no_checkpoint() {
     refuses(&absent, &["absent", "no such file or directory"]);
     let text = tmp.path().join("m.bin");
     fs::write(&text, "x").unwrap();
-    refuses(&text, &["m.bin", "no .safetensors file", "accepted"]);
+    refuses(&text, &["m.bin", "begins like no checkpoint that is read", "accepted"]);
     let empty = tmp.path().join("m.safetensors");
     fs::write(&empty, "").unwrap();
     refuses(&empty, &["m.safetensors", "is empty"]);

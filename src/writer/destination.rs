@@ -7,18 +7,43 @@ use std::path::{Path, PathBuf};
 
 use tempfile::{TempDir, TempPath};
 
+use super::Container;
 use crate::error::{Error, Result};
 
 /// What to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {
-    /// One safetensors file.
+    /// One file, of the format that its name says.
     File(PathBuf),
     /// A directory with weights and everything that goes along.
     Directory(PathBuf),
 }
 
+/// Extensions of files that torch reads.
+const TORCH: [&str; 4] = ["pt", "pth", "bin", "ckpt"];
+
 impl Destination {
+    /// A file if the name ends as one of a container does, else a directory.
+    pub fn of(path: PathBuf) -> Self {
+        let extension = path.extension().and_then(OsStr::to_str).unwrap_or("").to_ascii_lowercase();
+        match extension == "safetensors" || TORCH.contains(&extension.as_str()) {
+            true => Destination::File(path),
+            false => Destination::Directory(path),
+        }
+    }
+
+    /// What holds the tensors. In directories it is safetensors.
+    pub fn container(&self) -> Container {
+        match self {
+            Destination::File(path)
+                if path.extension().is_some_and(|e| !e.eq_ignore_ascii_case("safetensors")) =>
+            {
+                Container::Torch
+            }
+            _ => Container::Safetensors,
+        }
+    }
+
     /// The path as given.
     pub fn path(&self) -> &Path {
         match self {
