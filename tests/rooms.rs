@@ -2,7 +2,9 @@
 
 use std::{fs, path::Path};
 
-const ROOMS: [(&str, &[&str]); 12] = [
+const ROOMS: [(&str, &[&str]); 14] = [
+    ("rawzip::", &["src/reader/torch/archive.rs"]),
+    ("crc32fast::", &["src/writer.rs", "src/writer/checksum.rs", "src/writer/torch.rs"]),
     ("wgpu::", &["src/gpu.rs", "src/gpu/"]),
     ("pollster::", &["src/gpu.rs", "src/gpu/"]),
     ("clap::", &["src/cli.rs", "src/cli/args.rs"]),

@@ -44,7 +44,7 @@ pub enum Command {
 /// Where results go, and how they are computed.
 #[derive(Args)]
 pub struct Out {
-    /// Where the result goes [default: beside the input, with a suffix such as -w4a16]
+    /// Where the result goes: NAME.safetensors, NAME.pt or a directory [default: beside the input, with a suffix such as -w4a16]
     #[arg(short, long, value_name = "PATH")]
     pub output: Option<PathBuf>,
     /// Replace an existing output
@@ -94,7 +94,7 @@ impl Out {
 
 #[derive(Args)]
 pub struct Quantize {
-    /// A .safetensors file, or a directory with one or with shards and an index
+    /// A .safetensors, .pt, .pth, .bin or .ckpt file, or a directory with one or with shards and an index
     #[arg(short, long, value_name = "CHECKPOINT")]
     pub model: PathBuf,
     #[command(flatten)]
@@ -311,7 +311,7 @@ impl Quantize {
 
 #[derive(Args)]
 pub struct Dequantize {
-    /// A quantized checkpoint: a .safetensors file or a directory
+    /// A quantized checkpoint: a file (.safetensors, .pt, …) or a directory
     #[arg(short, long, value_name = "CHECKPOINT")]
     pub model: PathBuf,
     #[command(flatten)]
@@ -343,7 +343,7 @@ impl Dequantize {
 
 #[derive(Args)]
 pub struct Model {
-    /// A .safetensors file or a directory
+    /// A file (.safetensors, .pt, …) or a directory
     #[arg(short, long = "model", value_name = "CHECKPOINT", required_unless_present = "path")]
     model: Option<PathBuf>,
     /// The same, without -m

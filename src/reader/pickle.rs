@@ -7,8 +7,6 @@ use std::io::{BufRead, Read};
 
 mod globals;
 mod opcodes;
-#[cfg(test)]
-mod tests;
 
 /// Number of a value in an [`Arena`].
 pub(super) type Id = u32;

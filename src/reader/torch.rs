@@ -16,8 +16,6 @@ mod archive;
 mod legacy;
 mod state_dict;
 mod tensors;
-#[cfg(test)]
-mod tests;
 
 use archive::Archive;
 use state_dict::{Found, find};
@@ -68,7 +66,10 @@ pub(super) fn read(path: &Path, file: &File, size: u64, start: &[u8]) -> Result<
     let (arena, root) = pickle::read(archive.reader(span), script).map_err(|e| report(path, e))?;
     let mut found = find(&arena, root, script).map_err(wrong)?;
     if script {
-        found.notes.insert(0, "TorchScript: its parameters are read, its code is left behind".into());
+        found.notes.insert(
+            0,
+            "TorchScript: parameters, buffers and other tensors are read, the code is left behind".into(),
+        );
     }
     let mut storages = Storages::new();
     for (_, tensor) in &found.tensors {

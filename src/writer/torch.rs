@@ -76,31 +76,33 @@ pub(super) fn place(
     if matches!(folder, "" | "." | "..") || !folder.is_ascii() || folder.contains(['/', '\\', '\0']) {
         return Err(format!("`{folder}` cannot be the name of the folder in the archive"));
     }
-    let lengths =
-        tensors.iter().map(|t| length(t).ok_or_else(|| format!("tensor `{}` is too large", t.name)));
-    let lengths = lengths.collect::<Result<Vec<_>, _>>()?;
-
-    let mut keys = HashSet::new();
+    let mut lengths = Vec::with_capacity(tensors.len());
+    for t in tensors {
+        lengths.push(length(t).ok_or_else(|| format!("tensor `{}` is too large", t.name))?);
+    }
+    // Storages are numbered in the order in which the keys name them.
     let (mut order, mut storages) = (Vec::new(), vec![None; tensors.len()]);
+    let (mut keys, mut items) = (HashSet::new(), Vec::with_capacity(entries.len()));
     for (key, tensor) in entries {
         if !keys.insert(key) {
             return Err(format!("tensor `{key}`: the name is taken"));
         }
         let storage = storages.get_mut(*tensor);
-        storage.ok_or_else(|| format!("internal error: no tensor for `{key}`"))?.get_or_insert_with(|| {
+        let storage = storage.ok_or_else(|| format!("internal error: no tensor for `{key}`"))?;
+        let storage = *storage.get_or_insert_with(|| {
             order.push(*tensor);
             order.len() - 1
         });
+        items.push((key.as_str(), storage, &tensors[*tensor]));
     }
     if let Some(unused) = storages.iter().position(Option::is_none) {
         return Err(format!("internal error: tensor `{}` has no key", tensors[unused].name));
     }
-    let texts = entries.iter().map(|(key, _)| key).chain(attributes.iter().flat_map(|(k, v)| [k, v]));
-    if texts.map(|text| text.len() as u64).max() > Some(u64::from(u32::MAX)) {
+    let mut texts = entries.iter().map(|(key, _)| key).chain(attributes.iter().flat_map(|(k, v)| [k, v]));
+    if texts.any(|text| text.len() as u64 > u64::from(u32::MAX)) {
         return Err("a name is too long".into());
     }
-    let items = entries.iter().map(|(key, t)| (key.as_str(), storages[*t].unwrap_or_default(), &tensors[*t]));
-    let pickle = pickle::state_dict(items, attributes);
+    let pickle = pickle::state_dict(&items, attributes);
 
     let mut layout = Layout { folder, fixed: Vec::new(), records: Vec::new(), end: 0 };
     layout.add_known("data.pkl", &pickle)?;
@@ -205,8 +207,9 @@ impl Layout<'_> {
         // No file is longer, and sums with small numbers cannot overflow.
         self.end = end.filter(|&end| end <= i64::MAX as u64).ok_or("the file would be too large")?;
         put(&mut self.fixed, record.header, &header);
+        let data = record.data;
         self.records.push(record);
-        Ok(self.records[self.records.len() - 1].data)
+        Ok(data)
     }
 
     fn add_known(&mut self, name: &str, bytes: &[u8]) -> Result<(), String> {

@@ -25,14 +25,14 @@ const NEWFALSE: u8 = 0x89;
 /// The pickle of an `OrderedDict` of tensors, from key, number of the storage and tensor of every item.
 ///
 /// No shape overflows `i64`, and no text is longer than `u32::MAX`: the caller saw to that.
-pub(super) fn state_dict<'a>(
-    items: impl Iterator<Item = (&'a str, usize, &'a TensorInfo)>,
+pub(super) fn state_dict(
+    items: &[(&str, usize, &TensorInfo)],
     attributes: &BTreeMap<String, String>,
 ) -> Vec<u8> {
     let mut p = Pickle { bytes: vec![0x80, 2], memo: Vec::new() };
     p.global(ORDERED_DICT);
     p.op([EMPTY_TUPLE, REDUCE, MARK]);
-    for (key, storage, tensor) in items {
+    for &(key, storage, tensor) in items {
         p.text(key);
         p.tensor(storage, tensor);
     }

@@ -80,7 +80,8 @@ fn equal_inputs_give_equal_bytes() {
 fn archive_is_what_torch_writes() {
     let archive = plain(&[tensor("w", Dtype::F32, &[1])]);
     let bytes = file(&archive, &[&[0, 0, 0x40, 0x40]]);
-    let header = b"PK\x03\x04\0\0\x08\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x0e\0\x14\0model/data.pklFB\x10\0ZZZZZZZZZZZZZZZZ";
+    let header = b"PK\x03\x04\0\0\x08\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x0e\0\x14\0\
+        model/data.pklFB\x10\0ZZZZZZZZZZZZZZZZ";
     assert_eq!(&bytes[..64], header);
     let w = record(&archive, "data/0");
     // The CRC is what torch wrote for a tensor of one 3.0.
@@ -94,9 +95,9 @@ fn archive_is_what_torch_writes() {
 
 #[test]
 fn pickle_is_what_torch_reads() {
-    let items = [("w", 0, tensor("w", Dtype::F32, &[2, 3])), ("v", 1, tensor("v", Dtype::U16, &[3]))];
+    let (w, v) = (tensor("w", Dtype::F32, &[2, 3]), tensor("v", Dtype::U16, &[3]));
     let attributes = BTreeMap::from([("note".to_string(), "ü".to_string())]);
-    let p = pickle::state_dict(items.iter().map(|(k, s, t)| (*k, *s, t)), &attributes);
+    let p = pickle::state_dict(&[("w", 0, &w), ("v", 1, &v)], &attributes);
     let expected = [
         &b"\x80\x02ccollections\nOrderedDict\nq\0)R("[..],
         b"X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\nq\x01((X\x07\0\0\0storageq\x02ctorch\nFloatStorage\nq\x03",
@@ -112,7 +113,7 @@ fn pickle_is_what_torch_reads() {
 fn integers_take_the_form_that_holds_them() {
     let shape = [255, 256, 65_536, 0];
     let small = tensor("s", Dtype::U8, &shape);
-    let p = pickle::state_dict([("s", 0, &small)].into_iter(), &BTreeMap::new());
+    let p = pickle::state_dict(&[("s", 0, &small)], &BTreeMap::new());
     assert!(contains(&p, b"(K\xffM\x00\x01J\x00\x00\x01\x00K\x00t"), "the shape");
     let large = [(1, 0x7fff_ffff), (1, 0x8000_0000), (1, 0xff_ffff_ffff)].map(|s: (usize, usize)| [s.0, s.1]);
     for (shape, form) in large.iter().zip([
@@ -121,7 +122,7 @@ fn integers_take_the_form_that_holds_them() {
         b"\x8a\x06\xff\xff\xff\xff\xff\x00",
     ]) {
         let large = tensor("l", Dtype::U8, shape);
-        let p = pickle::state_dict([("l", 0, &large)].into_iter(), &BTreeMap::new());
+        let p = pickle::state_dict(&[("l", 0, &large)], &BTreeMap::new());
         assert!(contains(&p, form), "{shape:?}");
     }
 }
