@@ -1,6 +1,7 @@
 //! What can happen to a tensor, and why.
 
 use crate::{
+    calibration::InputQParams,
     recipe::LayerType,
     scheme::Scheme,
     tensor::{Dtype, View},
@@ -25,6 +26,8 @@ pub struct Layer {
     pub layer_type: LayerType,
     /// How it is quantized.
     pub scheme: Scheme,
+    /// Scale and zero point of its inputs, if they are static.
+    pub input: Option<InputQParams>,
 }
 
 /// What happens to a tensor.
@@ -72,12 +75,6 @@ pub enum Reason {
     /// Several dimensions, but not the weight of a layer.
     #[error("not a layer's weight by its name")]
     NotAWeight,
-    /// Convolution over one dimension.
-    #[error("conv1d")]
-    Conv1d,
-    /// Transposed convolution.
-    #[error("transposed convolution")]
-    ConvTransposed,
     /// Another number of dimensions than any layer that can be quantized.
     #[error("{0}-D weight")]
     Dimensions(usize),
@@ -87,6 +84,9 @@ pub enum Reason {
     /// The output head; the name is its module's.
     #[error("output head ({0})")]
     Head(String),
+    /// The last matrix of a model whose head is not known by name, at 4 bits.
+    #[error("last projection; --include quantizes it")]
+    LastProjection,
     /// Decides which experts run.
     #[error("MoE router")]
     Router,
@@ -129,6 +129,12 @@ pub enum Reason {
         /// Weights a row.
         row: usize,
     },
+    /// Its inputs were never seen.
+    #[error("not reached by calibration")]
+    NotCalibrated,
+    /// Its statistics yield no scale.
+    #[error("{0}")]
+    Statistics(String),
     /// It must stay equal to another tensor.
     #[error("tied to {0}")]
     Tied(String),

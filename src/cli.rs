@@ -18,7 +18,8 @@ use crate::{
     error::{Error, Result},
     gpu::{self, GpuBackend},
     inspect,
-    quantize::{self, Prepared, Settings},
+    plan::Request,
+    quantize::{self, OnNonFinite, Prepared, Settings},
     report::Report,
     unpack, validate,
 };
@@ -29,7 +30,6 @@ use std::{
     ffi::OsString,
     io::{ErrorKind, Write},
     path::Path,
-    process::ExitCode,
     sync::{
         OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -55,25 +55,35 @@ fn line(to: &mut dyn Write, text: &str) {
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Runs the command line; this is all that `main` and the Python entry point do.
-pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(e) => {
             let _ = e.print();
-            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+            return u8::try_from(e.exit_code()).unwrap_or(2);
         }
     };
     catch_signals();
     match dispatch(cli.command) {
         Ok(()) if LOST.load(Ordering::Relaxed) => {
             complain!("error: the output could not be written");
-            ExitCode::FAILURE
+            1
         }
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(e) => {
             complain!("error: {e}");
-            ExitCode::from(e.exit_code())
+            e.exit_code()
         }
+    }
+}
+
+/// What the options of `monoquant quantize` ask for, without a model.
+pub(crate) fn request(options: &[String]) -> Result<(Request, OnNonFinite)> {
+    let whole = ["monoquant", "quantize", "--model", ""].into_iter().map(str::to_owned);
+    match Cli::try_parse_from(whole.chain(options.iter().cloned())) {
+        Ok(Cli { command: Command::Quantize(args) }) => Ok((args.request()?, args.on_non_finite())),
+        Ok(_) => Err(Error::Usage("internal error: options of another command".into())),
+        Err(e) => Err(Error::Usage(e.to_string())),
     }
 }
 

@@ -65,11 +65,10 @@ enum Weight {
 }
 
 impl Side {
-    fn open(path: &Path) -> Result<Side> {
-        let checkpoint = Checkpoint::open(path)?;
-        let tensors = infos(&checkpoint);
+    fn open(checkpoint: &Checkpoint) -> Result<Side> {
+        let tensors = infos(checkpoint);
         let source = checkpoint.source()?;
-        let mut found = layers(&checkpoint, &source)?;
+        let mut found = layers(checkpoint, &source)?;
         let mut weights = HashMap::new();
         let mut names = Vec::new();
         for i in found.rest {
@@ -133,7 +132,13 @@ const PIECE: usize = 1 << 18;
 
 /// Compares `b` with `a`.
 pub fn compare(a: &Path, b: &Path, interrupted: &AtomicBool) -> Result<Comparison> {
+    compare_checkpoints(&Checkpoint::open(a)?, &Checkpoint::open(b)?, interrupted)
+}
+
+/// Compares `b` with `a`.
+pub fn compare_checkpoints(a: &Checkpoint, b: &Checkpoint, interrupted: &AtomicBool) -> Result<Comparison> {
     let sides = [Side::open(a)?, Side::open(b)?];
+    let (a, b) = (a.path(), b.path());
     let mut comparison = Comparison {
         models: [a, b].map(|p| p.display().to_string()),
         bytes: [0, 1].map(|i: usize| sides[i].tensors.iter().map(TensorInfo::bytes).sum()),

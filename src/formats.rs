@@ -22,6 +22,10 @@ pub enum Part {
     PackedZeroPoints,
     /// The layer's shape, once.
     Shape,
+    /// The scale of the layer's inputs, once.
+    InputScale,
+    /// The zero point of the layer's inputs, once.
+    InputZeroPoint,
 }
 
 /// A layer that was quantized, as the config must describe it.

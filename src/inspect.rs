@@ -63,9 +63,13 @@ pub fn describe(layer: &CodedLayer) -> String {
 
 /// Reads headers, and the shapes of packed layers.
 pub fn inspect(model: &Path) -> Result<Inspection> {
-    let checkpoint = Checkpoint::open(model)?;
-    let tensors = infos(&checkpoint);
-    let (found, unreadable) = match layers(&checkpoint, &checkpoint.source()?) {
+    inspect_checkpoint(&Checkpoint::open(model)?)
+}
+
+/// Looks at headers, and the shapes of packed layers.
+pub fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<Inspection> {
+    let tensors = infos(checkpoint);
+    let (found, unreadable) = match layers(checkpoint, &checkpoint.source()?) {
         Ok(found) => (Some(found), None),
         Err(e) => (None, Some(e.to_string())),
     };
@@ -107,7 +111,7 @@ pub fn inspect(model: &Path) -> Result<Inspection> {
     notes.extend(checkpoint.tied().iter().map(|(other, name)| format!("{other} is the same as {name}")));
     Ok(Inspection {
         notes,
-        model: model.display().to_string(),
+        model: checkpoint.path().display().to_string(),
         files: checkpoint.files().len(),
         bytes: tensors.iter().map(|t| t.bytes()).sum(),
         parameters,

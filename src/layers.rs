@@ -1,12 +1,13 @@
 //! Choosing: from a recipe, the tensors' names, shapes and dtypes, and the config, what happens to each tensor.
 
 use crate::{
+    calibration::InputQParams,
     choice::{Choice, Layer, Reason},
     experts::{self, Stack},
     names::{Facts, Kind},
     overrides::Changes,
     recipe::{LayerType, Recipe},
-    scheme::{Method, Scheme},
+    scheme::{Activations, Method, Scheme},
     tensor::{Float, TensorInfo, View},
 };
 use regex::Regex;
@@ -24,6 +25,9 @@ pub fn choose(recipe: &Recipe, tensors: &[TensorInfo], config: Option<&Value>) -
     let (mut choices, stacks): (Vec<_>, Vec<_>) =
         tensors.iter().enumerate().map(|(i, t)| chooser.tensor(i, t)).unzip();
     rename(&mut choices, stacks);
+    if recipe.declared.is_some() && base.bits == 4 && recipe.include.is_empty() {
+        keep_last(&mut choices, tensors, &facts);
+    }
     if facts.tied {
         untie(&mut choices, tensors, &facts);
     }
@@ -101,7 +105,12 @@ impl Chooser<'_> {
         if let Some(reason) = unfit(tensor) {
             return (Choice::Keep { reason }, None);
         }
-        match experts::split(tensor, self.facts) {
+        // a model in memory cannot be taken apart
+        let stack = match self.recipe.declared {
+            Some(_) => None,
+            None => experts::split(tensor, self.facts),
+        };
+        match stack {
             Some(Ok(stack)) => self.stack(source, tensor, stack),
             Some(Err(why)) => (Choice::Keep { reason: Reason::Experts(why) }, None),
             None => match self.layer(source, tensor) {
@@ -130,6 +139,7 @@ impl Chooser<'_> {
                     shape: part.shape.clone(),
                     layer_type: LayerType::Linear,
                     scheme,
+                    input: None,
                 }),
                 Err(reason) => {
                     first.get_or_insert(reason);
@@ -148,16 +158,18 @@ impl Chooser<'_> {
         let shape = &tensor.shape;
         let module = module(&tensor.name);
         let kind = self.facts.kind(tensor);
-        let layer_type = match kind {
-            Kind::Linear | Kind::LinearTransposed | Kind::Head | Kind::Router => LayerType::Linear,
-            Kind::Embedding => LayerType::Embedding,
-            Kind::Lstm => LayerType::Lstm,
-            Kind::Conv2d => LayerType::Conv2d,
-            Kind::Conv1d => return Err(Reason::Conv1d),
-            Kind::ConvTransposed => return Err(Reason::ConvTransposed),
-            Kind::Dimensions(n) => return Err(Reason::Dimensions(n)),
-            Kind::Vector => return Err(Reason::Vector),
-            Kind::Other => return Err(Reason::NotAWeight),
+        let layer_type = match (&self.recipe.declared, kind) {
+            (_, Kind::Vector) => return Err(Reason::Vector),
+            (Some(declared), _) => *declared.get(&tensor.name).ok_or(Reason::NotAWeight)?,
+            (None, Kind::Linear | Kind::LinearTransposed | Kind::Head | Kind::Router) => LayerType::Linear,
+            (None, Kind::Embedding) => LayerType::Embedding,
+            (None, Kind::Lstm) => LayerType::Lstm,
+            (None, Kind::Gru) => LayerType::Gru,
+            (None, Kind::Conv1d) => LayerType::Conv1d,
+            (None, Kind::Conv2d) => LayerType::Conv2d,
+            (None, Kind::ConvTransposed) => LayerType::ConvTranspose,
+            (None, Kind::Dimensions(n)) => return Err(Reason::Dimensions(n)),
+            (None, Kind::Other) => return Err(Reason::NotAWeight),
         };
         if let Some(reason) = filtered(self.recipe, &[&tensor.name]) {
             return Err(reason);
@@ -183,9 +195,33 @@ impl Chooser<'_> {
         } else {
             (View::contiguous(rows, cols), shape.clone())
         };
-        let scheme = self.scheme(&[&tensor.name], view.elements())?;
+        let mut scheme = self.scheme(&[&tensor.name], view.elements())?;
+        let input = self.input(&module, layer_type, &mut scheme)?;
         let name = tensor.name.clone();
-        Ok(Layer { name, module, source, view, shape, layer_type, scheme })
+        Ok(Layer { name, module, source, view, shape, layer_type, scheme, input })
+    }
+
+    /// Static scales where there are statistics. Recurrent layers and embeddings keep float inputs, or ids.
+    fn input(
+        &self,
+        module: &str,
+        layer_type: LayerType,
+        scheme: &mut Scheme,
+    ) -> Result<Option<InputQParams>, Reason> {
+        use LayerType::*;
+        let Some(calibration) = &self.recipe.calibration else { return Ok(None) };
+        let observed = matches!(layer_type, Linear | Conv1d | Conv2d | ConvTranspose);
+        if !observed || scheme.activations == Activations::Float {
+            return Ok(None);
+        }
+        match calibration.inputs(module) {
+            Ok(Some(input)) => {
+                scheme.activations = Activations::StaticTensor { symmetric: calibration.symmetric };
+                Ok(Some(input))
+            }
+            Ok(None) => Err(Reason::NotCalibrated),
+            Err(e) => Err(Reason::Statistics(e.to_string())),
+        }
     }
 
     /// The scheme of a layer that passed the filters.
@@ -220,6 +256,20 @@ fn rename(choices: &mut [Choice], stacks: Vec<Option<Stack>>) {
             }
             _ => {}
         }
+    }
+}
+
+/// At 4 bits the last projection of a model costs most of the accuracy; where no head is known by name, it is the last.
+fn keep_last(choices: &mut [Choice], tensors: &[TensorInfo], facts: &Facts) {
+    if tensors.iter().any(|t| facts.kind(t) == Kind::Head) {
+        return;
+    }
+    let linear = |choice: &&mut Choice| matches!(choice, Choice::Quantize(layers) if layers[0].layer_type == LayerType::Linear);
+    let mut linears = choices.iter_mut().filter(linear);
+    if let Some(last) = linears.next_back()
+        && linears.next().is_some()
+    {
+        *last = Choice::Keep { reason: Reason::LastProjection };
     }
 }
 

@@ -1,6 +1,7 @@
 //! monoquant: quantizes neural-network weights on any GPU, or none, to the same bytes.
 
 pub mod backend;
+pub mod calibration;
 pub mod choice;
 pub mod cli;
 pub mod coded;
@@ -18,6 +19,8 @@ mod names;
 pub mod observer;
 pub mod overrides;
 pub mod plan;
+#[cfg(feature = "python")]
+mod python;
 pub mod quantize;
 pub mod reader;
 pub mod recipe;

@@ -2,7 +2,7 @@
 
 fn main() -> std::process::ExitCode {
     quiet_driver();
-    monoquant::cli::run(std::env::args_os())
+    std::process::ExitCode::from(monoquant::cli::run(std::env::args_os()))
 }
 
 /// Mesa's device-select layer writes an error about a missing desktop to stderr; it has nothing to select here.

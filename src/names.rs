@@ -2,6 +2,7 @@
 
 use crate::tensor::TensorInfo;
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// What a tensor is, as far as its name and shape tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,8 +17,10 @@ pub(crate) enum Kind {
     Router,
     /// A lookup table.
     Embedding,
-    /// A matrix of a recurrent layer.
+    /// A matrix of a recurrent layer with four gates, or one.
     Lstm,
+    /// A matrix of a recurrent layer with three gates.
+    Gru,
     /// `[out, in, kh, kw]`.
     Conv2d,
     /// Convolution over one dimension.
@@ -47,6 +50,8 @@ pub(crate) struct Facts {
     pub(crate) tied: bool,
     vocab: Vec<usize>,
     conv1d: bool,
+    /// Modules of GRUs.
+    grus: BTreeSet<String>,
 }
 
 /// Where configs keep the text model's part.
@@ -100,8 +105,10 @@ pub(crate) fn heads_without_a_tensor(tensors: &[TensorInfo], config: Option<&Val
 
 impl Facts {
     pub(crate) fn new(config: Option<&Value>, tensors: &[TensorInfo]) -> Self {
+        let grus = grus(tensors);
         let Some(config) = config else {
             return Facts {
+                grus,
                 vocab: embedding_rows(tensors),
                 conv1d: looks_like_conv1d(tensors),
                 ..Facts::default()
@@ -147,6 +154,7 @@ impl Facts {
             model_types,
             vocab,
             conv1d,
+            grus,
         }
     }
 
@@ -158,7 +166,7 @@ impl Facts {
         }
         let (module, parameter) = tensor.name.rsplit_once('.').unwrap_or(("", &tensor.name));
         if shape.len() == 2 && is_lstm(parameter) {
-            return Kind::Lstm;
+            return if self.grus.contains(module) { Kind::Gru } else { Kind::Lstm };
         }
         if parameter != "weight" {
             return Kind::Other;
@@ -167,8 +175,8 @@ impl Facts {
         let last = components.last().copied().unwrap_or_default();
         match shape.len() {
             2 => self.matrix(&components, last, shape[0]),
+            3 | 4 if ["deconv", "transpose"].iter().any(|t| module.contains(t)) => Kind::ConvTransposed,
             3 => Kind::Conv1d,
-            4 if ["deconv", "transpose"].iter().any(|t| module.contains(t)) => Kind::ConvTransposed,
             4 => Kind::Conv2d,
             n => Kind::Dimensions(n),
         }
@@ -218,6 +226,14 @@ pub(crate) fn is_lstm(parameter: &str) -> bool {
         let layer = rest.strip_suffix("_reverse").unwrap_or(rest);
         !layer.is_empty() && layer.bytes().all(|b| b.is_ascii_digit())
     })
+}
+
+/// Recurrent modules whose hidden matrix `[gates·hidden, hidden]` has three gates.
+fn grus(tensors: &[TensorInfo]) -> BTreeSet<String> {
+    let three =
+        tensors.iter().filter(|t| matches!(t.shape[..], [rows, cols] if Some(rows) == cols.checked_mul(3)));
+    let hidden = three.filter_map(|t| t.name.rsplit_once('.').or(Some(("", &t.name))));
+    hidden.filter(|(_, name)| name.starts_with("weight_hh_l")).map(|(module, _)| module.to_owned()).collect()
 }
 
 fn is_router(components: &[&str], last: &str) -> bool {

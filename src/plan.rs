@@ -16,6 +16,7 @@ use builder::Builder;
 use refusals::{already_quantized, duplicates};
 
 use crate::{
+    calibration::InputQParams,
     error::{Error, Result},
     formats::{OutputFormat, Part},
     names::Facts,
@@ -103,6 +104,8 @@ pub struct Job {
     pub outputs: Vec<(Part, usize, usize)>,
     /// Where it lies inside the output tensor, if it is a part of one or transposed there.
     pub target: Option<View>,
+    /// Scale and zero point of the layer's inputs, to be stored.
+    pub input: Option<InputQParams>,
     /// Row of [`Plan::rows`].
     pub row: usize,
 }

@@ -3,16 +3,18 @@
 use crate::{
     device::{self, Device},
     error::{Error, Result},
+    formats::Part,
     gpu::GpuOptions,
-    plan::{self, NonFinite, Plan, Request, Work},
+    plan::{self, Job, NonFinite, Plan, Request, Row, Work},
     reader::Checkpoint,
     recipe::{Choice, choose},
     report::{Entry, Report, Squares, warnings},
     stream::{JobResult, Stream, count_not_finite},
-    tensor::TensorInfo,
-    writer::{Container, Destination, Writer, free_bytes},
+    tensor::{TensorInfo, View},
+    writer::{Container, Destination, Output, Writer, free_bytes},
 };
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
     time::Instant,
@@ -72,7 +74,7 @@ pub struct Prepared {
     replace: bool,
 }
 
-/// Plans a quantization. Every problem is found here, and named in one error.
+/// Plans a quantization of a file or directory. Every problem is found here, and named in one error.
 pub fn prepare(
     model: &Path,
     request: &Request,
@@ -80,6 +82,18 @@ pub fn prepare(
     settings: &Settings,
 ) -> Result<Prepared> {
     let checkpoint = Checkpoint::open(model)?;
+    let destination = destination(&checkpoint, settings, &request.recipe.preset);
+    prepare_checkpoint(checkpoint, request, on_non_finite, settings, destination)
+}
+
+/// Plans a quantization of an opened checkpoint.
+pub fn prepare_checkpoint(
+    checkpoint: Checkpoint,
+    request: &Request,
+    on_non_finite: OnNonFinite,
+    settings: &Settings,
+    destination: Destination,
+) -> Result<Prepared> {
     let tensors = infos(&checkpoint);
     let mut non_finite = NonFinite::new();
     if on_non_finite == OnNonFinite::Keep {
@@ -89,14 +103,47 @@ pub fn prepare(
             non_finite.extend(count_not_finite(&source, i, &tensors[i])?.map(|found| (i, found)));
         }
     }
-    let destination = destination(&checkpoint, settings, &request.recipe.preset);
     let max_shard_size = match destination {
         Destination::Directory(_) => request.max_shard_size,
-        Destination::File(_) => None,
+        Destination::File(_) | Destination::Memory(_) => None,
     };
     let request = Request { recipe: request.recipe.clone(), max_shard_size, ..*request };
     let planned = plan::plan(&tensors, checkpoint.config(), &request, &non_finite);
     finish_preparing(checkpoint, tensors, planned, destination, settings, request.saturate)
+}
+
+/// Plans to write every tensor as it is. `metadata` goes into the file.
+pub fn prepare_copy(
+    checkpoint: Checkpoint,
+    metadata: &BTreeMap<String, String>,
+    settings: &Settings,
+    destination: Destination,
+) -> Result<Prepared> {
+    let tensors = infos(&checkpoint);
+    let mut plan = Plan::default();
+    for (source, info) in tensors.iter().enumerate() {
+        plan.rows.push(Row {
+            name: info.name.clone(),
+            dtype: info.dtype.to_string(),
+            shape: info.shape.clone(),
+            action: "kept".into(),
+            reason: None,
+            before: info.bytes(),
+            after: info.bytes(),
+            scheme: None,
+        });
+        plan.jobs.push(Job {
+            source,
+            view: View::contiguous(1, info.elements() as usize),
+            work: Work::Copy,
+            outputs: vec![(Part::Codes, 0, source)],
+            target: None,
+            input: None,
+            row: source,
+        });
+    }
+    plan::lay_out(&mut plan, tensors.clone(), None, metadata);
+    finish_preparing(checkpoint, tensors, Ok(plan), destination, settings, false)
 }
 
 /// Checks the destination, and joins its problems with the plan's.
@@ -119,6 +166,12 @@ pub(crate) fn finish_preparing(
         Err(Error::Refused(problems)) => (None, problems),
         Err(e) => return Err(e),
     };
+    if matches!(destination, Destination::Memory(_)) {
+        return match plan {
+            Some(plan) => Ok(Prepared { checkpoint, tensors, plan, destination, saturate, replace: false }),
+            None => Err(Error::Refused(problems)),
+        };
+    }
     let path = destination.path();
     let replace = settings.force || is_empty_directory(path);
     if path.symlink_metadata().is_ok() && !replace {
@@ -240,7 +293,7 @@ pub(crate) fn destination(checkpoint: &Checkpoint, settings: &Settings, suffix: 
                 // of the input's format, unless its name says none
                 match Destination::of(named.with_file_name(&result)) {
                     Destination::File(path) => path,
-                    Destination::Directory(path) => path.with_extension("safetensors"),
+                    other => other.path().with_extension("safetensors"),
                 }
             }
         }
@@ -265,20 +318,34 @@ pub fn execute(
     interrupted: &AtomicBool,
     progress: &dyn Fn(u64),
 ) -> Result<Report> {
-    let start = Instant::now();
-    let Prepared { checkpoint, tensors, plan, destination, saturate, replace } = prepared;
-    let source = checkpoint.source()?;
+    let Prepared { checkpoint, plan, destination, replace, .. } = prepared;
     let mut writer = Writer::create(destination, plan.files.clone(), *replace)?;
     // first, so that a file that cannot be read costs no work
     if matches!(destination, Destination::Directory(_)) {
         add_companions(checkpoint, plan, &mut writer)?;
     }
+    let report = execute_into(prepared, &writer, device, settings, interrupted, progress)?;
+    writer.commit()?;
+    Ok(report)
+}
+
+/// Runs a plan into an output that is there already.
+pub fn execute_into(
+    prepared: &Prepared,
+    output: &dyn Output,
+    device: &mut Device,
+    settings: &Settings,
+    interrupted: &AtomicBool,
+    progress: &dyn Fn(u64),
+) -> Result<Report> {
+    let start = Instant::now();
+    let source = prepared.checkpoint.source()?;
     let stream = Stream {
-        plan,
-        tensors,
+        plan: &prepared.plan,
+        tensors: &prepared.tensors,
         source: &source,
-        writer: &writer,
-        saturate: *saturate,
+        writer: output,
+        saturate: prepared.saturate,
         max_memory: settings.max_memory,
         tile_bytes: settings.tile_bytes,
         interrupted,
@@ -288,9 +355,7 @@ pub fn execute(
     if interrupted.load(std::sync::atomic::Ordering::Relaxed) {
         return Err(Error::Interrupted);
     }
-    let report = report(prepared, &results, device, start);
-    writer.commit()?;
-    Ok(report)
+    Ok(report(prepared, &results, device, start))
 }
 
 fn add_companions(checkpoint: &Checkpoint, plan: &Plan, writer: &mut Writer) -> Result<()> {

@@ -11,7 +11,8 @@ use crate::tensor::TensorInfo;
 mod dims;
 mod directory;
 pub(crate) mod handles;
-mod json;
+pub(crate) mod json;
+pub mod memory;
 mod pickle;
 mod safetensors;
 mod source;
@@ -34,6 +35,8 @@ pub struct Checkpoint {
     path: PathBuf,
     is_directory: bool,
     files: Vec<PathBuf>,
+    /// Instead of files, what holds tensors in memory.
+    blobs: Vec<memory::Blob>,
     tensors: Vec<StoredTensor>,
     config: Option<serde_json::Value>,
     metadata: BTreeMap<String, String>,
@@ -139,6 +142,7 @@ impl Checkpoint {
             path: path.to_owned(),
             is_directory,
             files: Vec::new(),
+            blobs: Vec::new(),
             tensors: Vec::new(),
             config: None,
             metadata: BTreeMap::new(),
@@ -221,9 +225,10 @@ impl Checkpoint {
         let mut seen: HashMap<&str, usize> = HashMap::new();
         for t in &self.tensors {
             if let Some(first) = seen.insert(&t.info.name, t.file) {
+                let path = |file: usize| self.files.get(file).unwrap_or(&self.path);
                 return Err(Error::format(
-                    &self.files[t.file],
-                    format!("tensor `{}` is also in {}", t.info.name, self.files[first].display()),
+                    path(t.file),
+                    format!("tensor `{}` is also in {}", t.info.name, path(first).display()),
                 ));
             }
         }

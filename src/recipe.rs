@@ -1,12 +1,14 @@
 //! Recipes: which tensors are quantized, and how.
 
 use crate::{
+    calibration::Calibration,
     error::{Error, Result},
     scheme::{Method, Preset},
 };
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use crate::{
     choice::{Choice, Layer, Part, Reason},
@@ -20,25 +22,36 @@ pub use crate::{
 pub enum LayerType {
     /// Fully connected: attention projections, MLPs, experts.
     Linear,
+    /// 1-D convolution; its matrix is `[out, in·k]`.
+    Conv1d,
     /// 2-D convolution; its matrix is `[out, in·kh·kw]`.
     Conv2d,
-    /// The input, hidden and projection matrices of recurrent layers.
+    /// Transposed convolution of 1 or 2 dimensions; its matrix is `[in, out·kh·kw]`: a scale belongs to an input.
+    ConvTranspose,
+    /// The input, hidden and projection matrices of LSTMs.
     Lstm,
+    /// The input and hidden matrices of GRUs.
+    Gru,
     /// Lookup tables: one row a token or position.
     Embedding,
 }
 
 impl LayerType {
     /// Every type.
-    pub const ALL: [LayerType; 4] =
-        [LayerType::Linear, LayerType::Conv2d, LayerType::Lstm, LayerType::Embedding];
+    pub const ALL: [LayerType; 7] = {
+        use LayerType::*;
+        [Linear, Conv1d, Conv2d, ConvTranspose, Lstm, Gru, Embedding]
+    };
 
     /// The name that `--layer-types` takes.
     pub fn name(self) -> &'static str {
         match self {
             LayerType::Linear => "linear",
+            LayerType::Conv1d => "conv1d",
             LayerType::Conv2d => "conv2d",
+            LayerType::ConvTranspose => "convtranspose",
             LayerType::Lstm => "lstm",
+            LayerType::Gru => "gru",
             LayerType::Embedding => "embedding",
         }
     }
@@ -76,6 +89,11 @@ pub struct Recipe {
     pub layer_types: Vec<LayerType>,
     /// Layers with fewer weights are left alone.
     pub min_params: u64,
+    /// What the program that made the model knows: the layer type of each weight. Then no other tensor is a candidate,
+    /// and names tell nothing about types.
+    pub declared: Option<BTreeMap<String, LayerType>>,
+    /// Ranges of inputs, for static scales; Linear layers and convolutions without any are left alone.
+    pub calibration: Option<Calibration>,
     /// Other schemes for some layers; of those that match, the last that sets a key decides it.
     pub overrides: Vec<Override>,
 }
@@ -90,6 +108,8 @@ impl Recipe {
             exclude: Vec::new(),
             layer_types: vec![LayerType::Linear],
             min_params: 0,
+            declared: None,
+            calibration: None,
             overrides: Vec::new(),
         }
     }
@@ -108,7 +128,7 @@ impl Recipe {
             }
             Method::Cast(float) => json!({ "cast": float.torch_name() }),
         };
-        sorted(json!({
+        let mut recipe = json!({
             "preset": self.preset,
             "method": method,
             "include": strings(&self.include),
@@ -116,7 +136,13 @@ impl Recipe {
             "layer_types": types.iter().map(|t| t.name()).collect::<Vec<_>>(),
             "min_params": self.min_params,
             "overrides": self.overrides.iter().map(Override::to_string).collect::<Vec<_>>(),
-        }))
+        });
+        if let Some(calibration) = &self.calibration {
+            let kinds: BTreeSet<String> =
+                calibration.layers.values().map(|o| json!(o.kind()).to_string()).collect();
+            recipe["calibration"] = json!({"symmetric": calibration.symmetric, "observers": kinds});
+        }
+        sorted(recipe)
     }
 }
 
@@ -144,7 +170,10 @@ mod tests {
             assert_eq!(t.name().parse::<LayerType>().ok(), Some(t));
         }
         let error = "conv3d".parse::<LayerType>().unwrap_err().to_string();
-        assert_eq!(error, "'conv3d' is not a layer type; accepted: linear, conv2d, lstm, embedding");
+        assert_eq!(
+            error,
+            "'conv3d' is not a layer type; accepted: linear, conv1d, conv2d, convtranspose, lstm, gru, embedding"
+        );
     }
 
     #[test]

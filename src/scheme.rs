@@ -38,7 +38,7 @@ impl std::fmt::Display for Strategy {
     }
 }
 
-/// What happens to a layer's inputs when the model runs; an entry in the config, nothing is stored for it.
+/// What happens to a layer's inputs when the model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Activations {
@@ -46,6 +46,11 @@ pub enum Activations {
     Float,
     /// Quantized to int8 while running, one scale a token.
     DynamicToken,
+    /// Quantized to int8 by one stored scale, which calibration found.
+    StaticTensor {
+        /// Whether the codes are centred on zero, without a zero point.
+        symmetric: bool,
+    },
 }
 
 /// How the weights of one layer become codes.

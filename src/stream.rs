@@ -15,7 +15,7 @@ use crate::{
     sweeps::{Active, Kind},
     tensor::{Float, TensorInfo, View},
     tiles::{Band, Piece, Sweep, bands, pieces},
-    writer::Writer,
+    writer::Output,
 };
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -28,7 +28,7 @@ pub struct Stream<'a> {
     /// Their bytes.
     pub source: &'a Source,
     /// The output.
-    pub writer: &'a Writer,
+    pub writer: &'a dyn Output,
     /// Clamp what overflows instead of refusing it.
     pub saturate: bool,
     /// Bytes of memory that tiles may take, and everything else.

@@ -9,6 +9,7 @@ use crate::{
     reader::Checkpoint,
     tensor::{Float, TensorInfo, View},
     validate::mismatches,
+    writer::Destination,
 };
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -24,6 +25,19 @@ pub fn prepare(
     settings: &Settings,
 ) -> Result<Prepared> {
     let checkpoint = Checkpoint::open(model)?;
+    let destination = destination(&checkpoint, settings, "dequantized");
+    prepare_checkpoint(checkpoint, dtype, saturate, max_shard_size, settings, destination)
+}
+
+/// Plans the way back to floats of an opened checkpoint.
+pub fn prepare_checkpoint(
+    checkpoint: Checkpoint,
+    dtype: Option<Float>,
+    saturate: bool,
+    max_shard_size: u64,
+    settings: &Settings,
+    destination: Destination,
+) -> Result<Prepared> {
     let tensors = infos(&checkpoint);
     let layers = layers(&checkpoint, &checkpoint.source()?)?;
     if let Some(config) = quantization_config(&checkpoint) {
@@ -32,8 +46,7 @@ pub fn prepare(
             return Err(Error::Refused(mismatches));
         }
     }
-    let destination = destination(&checkpoint, settings, "dequantized");
-    let max = matches!(destination, crate::writer::Destination::Directory(_)).then_some(max_shard_size);
+    let max = matches!(destination, Destination::Directory(_)).then_some(max_shard_size);
     let planned = plan(&checkpoint, &tensors, layers, dtype, max);
     finish_preparing(checkpoint, tensors, planned, destination, settings, saturate)
 }
@@ -111,7 +124,15 @@ fn plan(
         });
         let row = plan.rows.len() - 1;
         let target = origin.map(|o| o.view);
-        plan.jobs.push(Job { source, view, work, outputs: vec![(Part::Codes, 0, output)], target, row });
+        plan.jobs.push(Job {
+            source,
+            view,
+            work,
+            outputs: vec![(Part::Codes, 0, output)],
+            target,
+            input: None,
+            row,
+        });
     }
     plan.config = checkpoint.config().cloned().map(|mut config| {
         if let Some(map) = config.as_object_mut() {

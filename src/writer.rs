@@ -18,6 +18,7 @@ use crate::tensor::{TensorInfo, View};
 mod checksum;
 mod destination;
 mod layout;
+mod memory;
 mod safetensors;
 #[cfg(test)]
 mod tests;
@@ -25,10 +26,28 @@ mod torch;
 
 pub use destination::{Destination, free_bytes};
 pub use layout::{Container, FileLayout};
+pub use memory::MemoryOutput;
 
 use checksum::Checksum;
 use destination::Staging;
 use layout::Placed;
+
+/// Takes the bytes of output tensors, numbered by file and tensor.
+pub trait Output {
+    /// Writes bytes of a tensor from `byte_offset` on. Every byte of every tensor must be written once.
+    fn write(&self, file: usize, tensor: usize, byte_offset: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Writes whole packed rows into a view, whose strides count elements of `elem_size` bytes.
+    fn write_view(
+        &self,
+        file: usize,
+        tensor: usize,
+        view: &View,
+        rows: Range<usize>,
+        elem_size: usize,
+        bytes: &[u8],
+    ) -> Result<()>;
+}
 
 /// Output in the making. Dropped without [`Writer::commit`], it leaves nothing behind.
 #[derive(Debug)]
@@ -59,8 +78,9 @@ impl Writer {
     ///
     /// A [`Destination::File`] takes exactly one layout. An existing destination is refused unless `force` is set.
     pub fn create(dest: &Destination, files: Vec<FileLayout>, force: bool) -> Result<Writer> {
-        if matches!(dest, Destination::File(_)) && files.len() != 1 {
-            let what = format!("internal error: {} layouts for one file", files.len());
+        if matches!(dest, Destination::Memory(_)) || matches!(dest, Destination::File(_)) && files.len() != 1
+        {
+            let what = format!("internal error: {} layouts for one output", files.len());
             return Err(Error::io("write", dest.path())(io::Error::other(what)));
         }
         let placed: Vec<_> = files.iter().map(FileLayout::place).collect::<Result<_>>()?;
@@ -77,7 +97,7 @@ impl Writer {
 
         let staging = Staging::create(dest, force)?;
         let paths = match dest {
-            Destination::File(_) => vec![staging.path().to_owned()],
+            Destination::File(_) | Destination::Memory(_) => vec![staging.path().to_owned()],
             Destination::Directory(_) => {
                 files.iter().map(|layout| staging.path().join(&layout.name)).collect()
             }
@@ -90,8 +110,8 @@ impl Writer {
         }
         for (path, placed) in paths.iter().zip(&placed) {
             let file = match dest {
-                Destination::File(_) => File::options().write(true).open(path),
                 Destination::Directory(_) => File::create_new(path),
+                _ => File::options().write(true).open(path),
             };
             let file = file.map_err(Error::io("create", path))?;
             reserve(&file, placed.size)
@@ -119,65 +139,6 @@ impl Writer {
         let files = files.into_iter().zip(&placed).map(slots).collect();
         let archives = placed.into_iter().map(|p| p.archive).collect();
         Ok(Writer { handles: Handles::new(paths, true), files, archives, staging })
-    }
-
-    /// Writes bytes of a tensor from `byte_offset` on. Every byte of every tensor must be written once.
-    pub fn write(&self, file: usize, tensor: usize, byte_offset: u64, bytes: &[u8]) -> Result<()> {
-        let slot = self.slot(file, tensor)?;
-        let end = byte_offset.checked_add(bytes.len() as u64);
-        if end.is_none_or(|end| end > slot.bytes) {
-            let what =
-                format!("{} bytes at byte {byte_offset} reach past its {} bytes", bytes.len(), slot.bytes);
-            return Err(self.misuse(&slot.name, what));
-        }
-        let _shared = slot.gate.read().unwrap_or_else(PoisonError::into_inner);
-        self.put(file, slot.start + byte_offset, bytes)?;
-        if let Some(checksum) = &slot.checksum {
-            checksum.add(byte_offset, bytes);
-        }
-        slot.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Writes whole packed rows into a view, whose strides count elements of `elem_size` bytes.
-    ///
-    /// Long runs are written on their own; short ones together with what lies between them, which other threads may
-    /// write through this writer at the same time. Views that put two elements into one place are refused.
-    pub fn write_view(
-        &self,
-        file: usize,
-        tensor: usize,
-        view: &View,
-        rows: Range<usize>,
-        elem_size: usize,
-        bytes: &[u8],
-    ) -> Result<()> {
-        let slot = self.slot(file, tensor)?;
-        let elem = elem_size as u64;
-        if elem == 0 || !slot.bytes.is_multiple_of(elem) {
-            let what = format!("{} bytes are no whole elements of {elem_size}", slot.bytes);
-            return Err(self.misuse(&slot.name, what));
-        }
-        let lattice = Lattice::new(view, rows, 0..view.cols, slot.bytes / elem)
-            .map_err(|what| self.misuse(&slot.name, what))?;
-        if lattice.elements().checked_mul(elem) != Some(bytes.len() as u64) {
-            let what = format!("{} bytes for another number of elements", bytes.len());
-            return Err(self.misuse(&slot.name, what));
-        }
-        if !lattice.is_distinct() {
-            return Err(self.misuse(&slot.name, format!("lines of {view:?} reach into each other")));
-        }
-        let read = |at, out: &mut [u8]| self.get(file, slot.start + at, out);
-        let write = |at, run: &[u8]| self.put(file, slot.start + at, run);
-        if lattice.rewrites(elem) {
-            let _alone = slot.gate.write().unwrap_or_else(PoisonError::into_inner);
-            lattice.scatter(elem, bytes, read, write)?;
-        } else {
-            let _shared = slot.gate.read().unwrap_or_else(PoisonError::into_inner);
-            lattice.scatter(elem, bytes, read, write)?;
-        }
-        slot.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(())
     }
 
     /// Adds a small file, such as `config.json` or the index, to an output directory.
@@ -269,6 +230,64 @@ impl Writer {
     fn misuse(&self, tensor: &str, what: String) -> Error {
         let text = format!("internal error: tensor `{tensor}`: {what}");
         Error::io("write", self.staging.destination())(io::Error::other(text))
+    }
+}
+
+impl Output for Writer {
+    fn write(&self, file: usize, tensor: usize, byte_offset: u64, bytes: &[u8]) -> Result<()> {
+        let slot = self.slot(file, tensor)?;
+        let end = byte_offset.checked_add(bytes.len() as u64);
+        if end.is_none_or(|end| end > slot.bytes) {
+            let what =
+                format!("{} bytes at byte {byte_offset} reach past its {} bytes", bytes.len(), slot.bytes);
+            return Err(self.misuse(&slot.name, what));
+        }
+        let _shared = slot.gate.read().unwrap_or_else(PoisonError::into_inner);
+        self.put(file, slot.start + byte_offset, bytes)?;
+        if let Some(checksum) = &slot.checksum {
+            checksum.add(byte_offset, bytes);
+        }
+        slot.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Long runs are written on their own; short ones together with what lies between them, which other threads may
+    /// write through this writer at the same time. Views that put two elements into one place are refused.
+    fn write_view(
+        &self,
+        file: usize,
+        tensor: usize,
+        view: &View,
+        rows: Range<usize>,
+        elem_size: usize,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let slot = self.slot(file, tensor)?;
+        let elem = elem_size as u64;
+        if elem == 0 || !slot.bytes.is_multiple_of(elem) {
+            let what = format!("{} bytes are no whole elements of {elem_size}", slot.bytes);
+            return Err(self.misuse(&slot.name, what));
+        }
+        let lattice = Lattice::new(view, rows, 0..view.cols, slot.bytes / elem)
+            .map_err(|what| self.misuse(&slot.name, what))?;
+        if lattice.elements().checked_mul(elem) != Some(bytes.len() as u64) {
+            let what = format!("{} bytes for another number of elements", bytes.len());
+            return Err(self.misuse(&slot.name, what));
+        }
+        if !lattice.is_distinct() {
+            return Err(self.misuse(&slot.name, format!("lines of {view:?} reach into each other")));
+        }
+        let read = |at, out: &mut [u8]| self.get(file, slot.start + at, out);
+        let write = |at, run: &[u8]| self.put(file, slot.start + at, run);
+        if lattice.rewrites(elem) {
+            let _alone = slot.gate.write().unwrap_or_else(PoisonError::into_inner);
+            lattice.scatter(elem, bytes, read, write)?;
+        } else {
+            let _shared = slot.gate.read().unwrap_or_else(PoisonError::into_inner);
+            lattice.scatter(elem, bytes, read, write)?;
+        }
+        slot.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! What can be said on the command line.
 
 use crate::{
+    calibration::Calibration,
     device,
     error::{Error, Result},
     formats,
@@ -132,7 +133,7 @@ pub struct Quantize {
     /// Leave tensors in whose name this regular expression is found; may be repeated
     #[arg(long, value_name = "REGEX")]
     exclude: Vec<Regex>,
-    /// Kinds of layers to quantize: linear, conv2d, lstm, embedding
+    /// Kinds of layers to quantize: linear, conv1d, conv2d, convtranspose, lstm, gru, embedding
     #[arg(long, value_delimiter = ',', default_value = "linear", value_name = "KINDS")]
     layer_types: Vec<LayerType>,
     /// Leave layers with fewer weights
@@ -141,6 +142,9 @@ pub struct Quantize {
     /// Another scheme for some layers: 'REGEX=bits=8,group-size=64' (bits, group-size, strategy, scheme, observer)
     #[arg(long = "override", value_name = "REGEX=CHANGES")]
     overrides: Vec<Override>,
+    /// Statistics of inputs, as monoquant calibrate records them: static scales instead of one a token (8 bits)
+    #[arg(long, value_name = "FILE.json")]
+    calibration: Option<PathBuf>,
     /// Layers whose rows the group size does not divide: shrink the groups, one scale a channel, keep, or refuse
     #[arg(long, default_value = "refuse", value_name = "WHAT")]
     on_mismatch: Mismatch,
@@ -221,6 +225,18 @@ impl Quantize {
         recipe.exclude.clone_from(&self.exclude);
         recipe.layer_types.clone_from(&self.layer_types);
         recipe.min_params = self.min_params;
+        if let Some(path) = &self.calibration {
+            match recipe.method {
+                Method::Quantize(scheme) if scheme.activations == Activations::DynamicToken => {}
+                _ => {
+                    return Err(Error::Usage(format!(
+                        "--calibration is for inputs of 8 bits (--bits 8); those of {} stay in floating point",
+                        preset.name
+                    )));
+                }
+            }
+            recipe.calibration = Some(Calibration::read(path)?);
+        }
         recipe.overrides.clone_from(&self.overrides);
         if self.max_shard_size.0 == 0 {
             return Err(Error::Usage("--max-shard-size 0: accepted is a size such as 5GB".into()));

@@ -3,7 +3,7 @@
 //!
 //! A weight `N` becomes `N_packed` I32 `[out, ceil(in·bits/32)]`, `N_scale` `[out, groups]` and `N_shape` I64, and with
 //! zero points `N_zero_point` I32 `[ceil(out·bits/32), groups]`, packed along the output axis; or I8 `N` with `N_scale`
-//! and I8 `N_zero_point`.
+//! and I8 `N_zero_point`. Static inputs add `M.input_scale` `[1]`, and I8 `M.input_zero_point` if asymmetric.
 
 mod loaders;
 
@@ -50,6 +50,17 @@ impl OutputFormat for CompressedTensors {
             parts.push((Part::Codes, tensor("", Dtype::I8, shape.clone())));
             if !scheme.symmetric {
                 parts.push((Part::ZeroPoints, tensor(ZERO_POINT, Dtype::I8, scale_shape)));
+            }
+            if let Activations::StaticTensor { symmetric } = scheme.activations {
+                let dot = if layer.module.is_empty() { "" } else { "." };
+                let input = |suffix, dtype| {
+                    let name = format!("{}{dot}input{suffix}", layer.module);
+                    TensorInfo { name, dtype, shape: vec![1] }
+                };
+                parts.push((Part::InputScale, input(SCALE, scale.dtype())));
+                if !symmetric {
+                    parts.push((Part::InputZeroPoint, input(ZERO_POINT, Dtype::I8)));
+                }
             }
             return parts;
         }
@@ -154,6 +165,14 @@ fn arguments(scheme: &Scheme) -> (Value, Value) {
         Activations::Float => Value::Null,
         Activations::DynamicToken => {
             json!({"num_bits": 8, "type": "int", "symmetric": true, "strategy": "token", "dynamic": true})
+        }
+        Activations::StaticTensor { symmetric } => {
+            let mut inputs = json!({"num_bits": 8, "type": "int", "symmetric": symmetric, "strategy": "tensor",
+                                    "dynamic": false});
+            if !symmetric {
+                inputs["zp_dtype"] = "torch.int8".into();
+            }
+            inputs
         }
     };
     (weights, inputs)

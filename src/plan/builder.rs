@@ -162,7 +162,8 @@ impl Builder<'_> {
             scheme,
         });
         let row = self.plan.rows.len() - 1;
-        self.plan.jobs.push(Job { source, view, work, outputs: Vec::new(), target: None, row });
+        let input = layer.as_ref().and_then(|l| l.input);
+        self.plan.jobs.push(Job { source, view, work, outputs: Vec::new(), target: None, input, row });
         self.stored.push(Stored { parts, layer });
     }
 

@@ -11,7 +11,8 @@ use serde_json::Value;
 pub(super) fn quantized(layer: &Layer) -> Quantized {
     let linear = layer.layer_type == LayerType::Linear;
     // a recurrent layer has several weights; each is named whole
-    let target = if layer.layer_type == LayerType::Lstm { layer.name.clone() } else { layer.module.clone() };
+    let recurrent = matches!(layer.layer_type, LayerType::Lstm | LayerType::Gru);
+    let target = if recurrent { layer.name.clone() } else { layer.module.clone() };
     Quantized { target, scheme: layer.scheme, linear }
 }
 

@@ -50,7 +50,7 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
 }
 
 /// Reads and parses a small JSON file.
-pub(super) fn read<T: de::DeserializeOwned>(path: &Path) -> Result<T> {
+pub(crate) fn read<T: de::DeserializeOwned>(path: &Path) -> Result<T> {
     let file = File::open(path).map_err(Error::io("open", path))?;
     let mut bytes = Vec::new();
     file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::Checkpoint;
 use super::dims::Dims;
 use super::handles::{Handles, OPEN, read_at};
+use super::memory::Blob;
 use super::strided::Lattice;
 use crate::error::{Error, Result};
 use crate::tensor::{TensorInfo, View};
@@ -14,6 +15,7 @@ use crate::tensor::{TensorInfo, View};
 pub struct Source {
     tensors: Vec<Extent>,
     handles: Handles,
+    blobs: Vec<Blob>,
 }
 
 #[derive(Debug)]
@@ -40,7 +42,8 @@ impl Source {
             start: t.start,
             dims: t.strides.as_ref().map(|strides| Dims::new(&t.info.shape, strides)),
         };
-        Ok(Source { tensors: checkpoint.tensors.iter().map(extent).collect(), handles })
+        let tensors = checkpoint.tensors.iter().map(extent).collect();
+        Ok(Source { tensors, handles, blobs: checkpoint.blobs.clone() })
     }
 
     /// Fills `out` with the bytes of a tensor from `byte_offset` on.
@@ -98,12 +101,30 @@ impl Source {
         if out.is_empty() {
             return Ok(());
         }
+        if let Some(blob) = self.blobs.get(extent.file) {
+            // that every element lies in the blob was checked when it was taken up
+            let memory = &blob.bytes()[extent.start as usize..];
+            return self.gather(extent, at, out, |at, out| {
+                out.copy_from_slice(&memory[at as usize..][..out.len()]);
+                Ok(())
+            });
+        }
         let file = self.handles.get(extent.file);
         let file = file.map_err(Error::io("read", self.handles.path(extent.file)))?;
-        let raw = |at: u64, out: &mut [u8]| {
+        self.gather(extent, at, out, |at, out| {
             let read = read_at(&file, extent.start + at, out);
             read.map_err(Error::io("read", self.handles.path(extent.file)))
-        };
+        })
+    }
+
+    /// Reads in one go, or element by element where they are strided.
+    fn gather(
+        &self,
+        extent: &Extent,
+        at: u64,
+        out: &mut [u8],
+        mut raw: impl FnMut(u64, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
         let elem = extent.info.dtype.size() as u64;
         match &extent.dims {
             None => raw(at, out),

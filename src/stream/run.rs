@@ -64,6 +64,13 @@ impl<'a> Run<'a> {
                 let shape: Vec<u8> =
                     stream.plan.rows[job.row].shape.iter().flat_map(|&d| (d as i64).to_le_bytes()).collect();
                 stream.write(job, Part::Shape, 0, &shape)?;
+                if let Some(input) = job.input {
+                    let float = stream.tensors[job.source].dtype.float().unwrap_or(Float::F32);
+                    let mut scale = Vec::new();
+                    float.encode(input.scale, &mut scale);
+                    stream.write(job, Part::InputScale, 0, &scale)?;
+                    stream.write(job, Part::InputZeroPoint, 0, &(input.zero_point as i8).to_le_bytes())?;
+                }
             }
             Work::Cast(_) => {}
         }

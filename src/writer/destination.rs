@@ -17,6 +17,8 @@ pub enum Destination {
     File(PathBuf),
     /// A directory with weights and everything that goes along.
     Directory(PathBuf),
+    /// Memory of the caller's, by this name in messages.
+    Memory(PathBuf),
 }
 
 /// Extensions of files that torch reads.
@@ -47,7 +49,7 @@ impl Destination {
     /// The path as given.
     pub fn path(&self) -> &Path {
         match self {
-            Destination::File(path) | Destination::Directory(path) => path,
+            Destination::File(path) | Destination::Directory(path) | Destination::Memory(path) => path,
         }
     }
 }

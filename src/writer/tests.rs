@@ -220,7 +220,7 @@ fn what_appears_meanwhile_is_safe() {
         fill(&writer, &[mixed()]);
         match &dest {
             Destination::File(path) => fs::write(path, "mine").unwrap(),
-            Destination::Directory(path) => fs::create_dir(path).unwrap(),
+            other => fs::create_dir(other.path()).unwrap(),
         }
         let error = says(writer.commit(), &["--force"]);
         assert!(matches!(error, Error::Refused(_)));

@@ -54,7 +54,7 @@ fn on_layer(layer: &Layer) -> Vec<&'static str> {
         notes.push("transformers (with compressed-tensors up to 0.20) cannot load quantized embeddings; vLLM 0.33 can");
     } else if layer.layer_type != LayerType::Linear {
         notes.push(
-            "transformers and vLLM load no quantized Conv2d or LSTM layers; monoquant dequantize reads them",
+            "transformers and vLLM load no quantized convolutions and recurrent layers; monoquant dequantize reads them",
         );
     } else if layer.view.row_stride == 1 && layer.view.cols > 1 && !is_expert(layer) {
         notes.push(
