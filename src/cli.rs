@@ -79,11 +79,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
 
 /// What the options of `monoquant quantize` ask for, without a model.
 pub(crate) fn request(options: &[String]) -> Result<(Request, OnNonFinite)> {
-    let whole = ["monoquant", "quantize", "--model", ""].into_iter().map(str::to_owned);
+    let whole = ["monoquant", "quantize", "--model", "memory"].into_iter().map(str::to_owned);
     match Cli::try_parse_from(whole.chain(options.iter().cloned())) {
         Ok(Cli { command: Command::Quantize(args) }) => Ok((args.request()?, args.on_non_finite())),
         Ok(_) => Err(Error::Usage("internal error: options of another command".into())),
-        Err(e) => Err(Error::Usage(e.to_string())),
+        Err(e) => {
+            let text = e.to_string();
+            let text = text.split("\n\nFor more").next().unwrap_or_default();
+            Err(Error::Usage(text.trim().trim_start_matches("error: ").to_owned()))
+        }
     }
 }
 

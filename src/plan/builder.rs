@@ -16,6 +16,9 @@ use crate::{
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
+/// Groups that are shrunk further become rows.
+const LEAST_GROUP: usize = 8;
+
 /// What a job makes, before it has a file.
 pub(super) struct Stored {
     pub parts: Vec<(Part, TensorInfo)>,
@@ -95,10 +98,16 @@ impl Builder<'_> {
                 OnMismatch::Shrink => {
                     let power = 1 << row.trailing_zeros();
                     let shrunk = group_size.checked_ilog2().map_or(1, |n| 1 << n).min(power);
-                    layer.scheme.strategy = Strategy::Group { group_size: shrunk };
-                    reason = Some(format!(
-                        "group size shrunk from {group_size} to {shrunk}: rows have {row} weights"
-                    ));
+                    // a scale for every few weights would take more room than it saves
+                    let (strategy, what) = match shrunk < LEAST_GROUP {
+                        true => (Strategy::Channel, "one scale a row".to_owned()),
+                        false => {
+                            let what = format!("group size shrunk from {group_size} to {shrunk}");
+                            (Strategy::Group { group_size: shrunk }, what)
+                        }
+                    };
+                    layer.scheme.strategy = strategy;
+                    reason = Some(format!("{what}: rows have {row} weights"));
                 }
                 OnMismatch::Channel => {
                     layer.scheme.strategy = Strategy::Channel;

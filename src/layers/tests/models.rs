@@ -58,7 +58,7 @@ fn text_models() {
         &[
             ("backbone.embeddings.weight", &[320, 16], "embedding"),
             ("backbone.layers.0.mixer.A_log", &[32, 16], OTHER),
-            ("backbone.layers.0.mixer.conv1d.weight", &[32, 1, 4], "conv1d"),
+            ("backbone.layers.0.mixer.conv1d.weight", &[32, 1, 4], "conv1d is not among --layer-types"),
             ("backbone.layers.0.mixer.x_proj.weight", &[33, 32], "linear [33, 32]"),
             ("backbone.layers.0.mixer.D", &[32], VECTOR),
         ],
@@ -89,7 +89,7 @@ fn vision_audio_and_recurrent_models() {
         &w8,
         Some(json!({"model_type": "whisper", "vocab_size": 320})),
         &[
-            ("model.encoder.conv1.weight", &[16, 80, 3], "conv1d"),
+            ("model.encoder.conv1.weight", &[16, 80, 3], "conv1d is not among --layer-types"),
             ("model.encoder.embed_positions.weight", &[1500, 16], "embedding"),
             ("model.decoder.layers.0.fc1.weight", &[64, 16], "linear [64, 16]"),
             ("proj_out.weight", &[320, 16], "output head (proj_out)"),
@@ -97,7 +97,7 @@ fn vision_audio_and_recurrent_models() {
     );
     let cnn: &[(&str, &[usize], &str)] = &[
         ("conv1.weight", &[64, 3, 7, 7], "conv2d [64, 3, 7, 7]"),
-        ("up.deconv.weight", &[64, 32, 2, 2], "transposed convolution"),
+        ("up.deconv.weight", &[64, 32, 2, 2], "convtranspose is not among --layer-types"),
         ("features.0.weight", &[8, 3, 3, 3, 3], "5-D weight"),
         ("bn1.running_mean", &[64], VECTOR),
         ("fc.weight", &[10, 64], "linear is not among --layer-types"),
