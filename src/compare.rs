@@ -31,6 +31,8 @@ pub struct Difference {
     pub sqnr_db: f64,
     /// Largest absolute difference.
     pub max_error: f64,
+    /// Sum of the squares of the first's weights.
+    pub signal: f64,
 }
 
 /// What two checkpoints have in common, and what not.
@@ -183,6 +185,7 @@ pub fn compare_checkpoints(a: &Checkpoint, b: &Checkpoint, interrupted: &AtomicB
             bytes: [sides[0].bytes(first), sides[1].bytes(other)],
             sqnr_db: capped(squares.sqnr_db()),
             max_error,
+            signal: squares.signal,
         });
     }
     if matched[1].is_empty() {

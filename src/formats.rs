@@ -28,6 +28,12 @@ pub enum Part {
     InputZeroPoint,
 }
 
+/// What the pieces of a quantized weight add to its name.
+pub const PARTS: [&str; 5] = {
+    use compressed_tensors::{PACKED, SCALE, SHAPE, ZERO_POINT};
+    ["", PACKED, SCALE, ZERO_POINT, SHAPE]
+};
+
 /// A layer that was quantized, as the config must describe it.
 #[derive(Debug, Clone)]
 pub struct Quantized {

@@ -7,7 +7,7 @@ use crate::{
     reader::Checkpoint,
 };
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{collections::BTreeMap, path::Path};
 
 /// One tensor, or one quantized layer with all its parts.
@@ -21,6 +21,9 @@ pub struct Item {
     pub shape: Vec<usize>,
     /// Bytes of all parts.
     pub bytes: u64,
+    /// Of a quantized layer, what a program needs to run it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<Value>,
 }
 
 /// A checkpoint's contents.
@@ -80,8 +83,17 @@ pub fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<Inspection> {
         let bytes = layer.parts.iter().map(|&i| tensors[i].bytes()).sum();
         parameters += layer.shape.iter().map(|&d| d as u64).product::<u64>();
         in_layer.extend(layer.parts.iter().copied());
-        let item =
-            Item { name: layer.name.clone(), kind: describe(layer), shape: layer.shape.clone(), bytes };
+        let item = Item {
+            name: layer.name.clone(),
+            kind: describe(layer),
+            shape: layer.shape.clone(),
+            bytes,
+            scheme: Some(json!({
+                "bits": layer.coded.bits,
+                "symmetric": layer.coded.zero_points.is_none(),
+                "activations": if layer.coded.packed { "float" } else { "dynamic-token" },
+            })),
+        };
         items.push((layer.codes, item));
     }
     for (i, info) in tensors.iter().enumerate().filter(|(i, _)| !in_layer.contains(i)) {
@@ -93,6 +105,7 @@ pub fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<Inspection> {
             kind: info.dtype.to_string(),
             shape: info.shape.clone(),
             bytes: info.bytes(),
+            scheme: None,
         };
         items.push((i, item));
     }

@@ -10,6 +10,7 @@ use crate::{
     plan::Plan as Planned,
     quantize::{self, Prepared, Settings},
     recipe::LayerType,
+    report::Report,
     tensor::{Dtype, Float},
     unpack,
     writer::{Destination, MemoryOutput},
@@ -30,7 +31,8 @@ mod native {
     #[pymodule_export]
     use super::{
         Plan, compare_models, dequantize, devices, inspect_model, load, main, observers::Observer,
-        observers::calibration_json, observers::read_calibration, quantize_model, save, version,
+        observers::calibration_json, observers::read_calibration, quantize_file, quantize_model, save,
+        version,
     };
 }
 
@@ -124,22 +126,34 @@ impl Plan {
             let output = MemoryOutput::new(memory.iter_mut().map(|place| place.bytes()));
             let settings = settings(device);
             let mut device = device::open(&settings.device, &settings.gpu)?;
-            let advance = |bytes: u64| {
-                let told = Python::attach(|py| {
-                    py.check_signals()?;
-                    progress.as_ref().map_or(Ok(()), |call| call.call1(py, (bytes,)).map(drop))
-                });
-                if let Err(e) = told {
-                    stop.store(true, Ordering::Relaxed);
-                    *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
-                }
-            };
+            let advance = |bytes: u64| tell(progress.as_ref(), &[bytes], &stop, &failed);
             quantize::execute_into(&self.0, &output, &mut device, &settings, &stop, &advance)
         });
-        match (failed.into_inner().unwrap_or_else(PoisonError::into_inner), outcome) {
-            (Some(e), _) => Err(e),
-            (None, outcome) => outcome.map(|report| json(&report)).map_err(raised),
-        }
+        told(failed, outcome)
+    }
+}
+
+/// An exception that stops a run: of the progress callback, or Ctrl-C.
+type Failed = Mutex<Option<PyErr>>;
+
+/// Tells Python of progress, and asks it whether to go on.
+fn tell(call: Option<&Py<PyAny>>, numbers: &[u64], stop: &AtomicBool, failed: &Failed) {
+    let told = Python::attach(|py| {
+        py.check_signals()?;
+        let arguments = pyo3::types::PyTuple::new(py, numbers)?;
+        call.map_or(Ok(()), |call| call.call1(py, arguments).map(drop))
+    });
+    if let Err(e) = told {
+        stop.store(true, Ordering::Relaxed);
+        *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+    }
+}
+
+/// The report, or what stopped the run.
+fn told(failed: Failed, outcome: Result<Report>) -> PyResult<String> {
+    match (failed.into_inner().unwrap_or_else(PoisonError::into_inner), outcome) {
+        (Some(e), _) => Err(e),
+        (None, outcome) => outcome.map(|report| json(&report)).map_err(raised),
     }
 }
 
@@ -176,6 +190,31 @@ fn quantize_model(
         quantize::prepare_checkpoint(checkpoint, &request, on_non_finite, &settings, in_memory()).map(Plan)
     };
     py.detach(plan).map_err(raised)
+}
+
+/// Quantizes a file or directory into another, streamed; returns the report as JSON.
+#[pyfunction]
+fn quantize_file(
+    py: Python<'_>,
+    model: PathBuf,
+    output: PathBuf,
+    options: Vec<String>,
+    device: &str,
+    force: bool,
+    progress: Py<PyAny>,
+) -> PyResult<String> {
+    let stop = AtomicBool::new(false);
+    let failed = Mutex::new(None);
+    let outcome = py.detach(|| {
+        let (request, on_non_finite) = cli::request(&options)?;
+        let settings = Settings { output: Some(output), force, ..settings(device) };
+        let prepared = quantize::prepare(&model, &request, on_non_finite, &settings)?;
+        let total = quantize::work_bytes(&prepared);
+        let mut device = device::open(&settings.device, &settings.gpu)?;
+        let advance = |bytes: u64| tell(Some(&progress), &[bytes, total], &stop, &failed);
+        quantize::execute(&prepared, &mut device, &settings, &stop, &advance)
+    });
+    told(failed, outcome)
 }
 
 /// Plans the way back to floats; `dtype` is torch's name.

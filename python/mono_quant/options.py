@@ -130,10 +130,11 @@ def named(pattern: str | re.Pattern[str]) -> str:
         raise ConfigurationError(f"{pattern!r} is no name of a layer", "a name, a glob, or a compiled regular expression")
     if any(c in pattern for c in "*?["):
         return rf"^{_glob(pattern)}(\.[^.]+)?$"
-    return rf"(^|\.){_escape(pattern)}(\.|$)"
+    return rf"(^|\.){escaped(pattern)}(\.|$)"
 
 
-def _escape(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text as a regular expression of the engine's that means just itself."""
     return re.sub(r"([\\.+*?()|\[\]{}^$#&\-~])", r"\\\1", text)
 
 
@@ -145,6 +146,6 @@ def _glob(pattern: str) -> str:
             out += f"[{'^' if match[1] else ''}{match[2]}]"
             rest = rest[match.end():]
             continue
-        out += {"*": ".*", "?": "."}.get(rest[0], _escape(rest[0]))
+        out += {"*": ".*", "?": "."}.get(rest[0], escaped(rest[0]))
         rest = rest[1:]
     return out

@@ -2,6 +2,7 @@
 
 use super::Plan;
 use crate::{
+    formats::PARTS,
     tensor::TensorInfo,
     writer::{Container, FileLayout},
 };
@@ -53,34 +54,43 @@ pub(crate) fn lay_out(
 
 /// Gives the output's tensors their other names: in files of torch as more keys, elsewhere as a note in the file.
 pub(crate) fn tie(plan: &mut Plan, tied: &BTreeMap<String, String>, container: Container) {
-    plan.files.iter_mut().for_each(|file| file.container = container);
-    let rows: HashMap<&str, usize> =
-        plan.rows.iter().enumerate().map(|(i, r)| (r.name.as_str(), i)).collect();
+    let mut places: HashMap<String, (usize, usize)> = HashMap::new();
+    for (f, file) in plan.files.iter_mut().enumerate() {
+        file.container = container;
+        places.extend(file.tensors.iter().enumerate().map(|(t, info)| (info.name.clone(), (f, t))));
+    }
     let mut noted: BTreeMap<&str, &str> = BTreeMap::new();
     let mut notes = Vec::new();
     for (other, name) in tied {
-        let Some(&row) = rows.get(name.as_str()) else {
-            notes.push(format!("{other} was the same as {name}, which is not written under this name"));
-            continue;
-        };
-        if container == Container::Safetensors {
-            noted.insert(other, name);
-            notes.push(format!("{other} is the same as {name}: written once, under the latter name"));
-            continue;
-        }
-        for &(_, file, tensor) in plan.jobs.iter().filter(|j| j.row == row).flat_map(|j| &j.outputs) {
-            let file = &mut plan.files[file];
-            if let Some(part) = file.tensors[tensor].name.strip_prefix(name) {
-                file.aliases.push((format!("{other}{part}"), tensor));
+        let parts = PARTS.iter().filter_map(|part| Some((part, *places.get(&format!("{name}{part}"))?)));
+        let parts: Vec<(&&str, (usize, usize))> = parts.collect();
+        let under = match (parts.is_empty(), container) {
+            (true, _) => {
+                notes.push(format!("{other} was the same as {name}, which is not written under this name"));
+                continue;
             }
-        }
-        notes.push(format!("{other} is the same as {name}: written once, under both names"));
+            (false, Container::Safetensors) => {
+                noted.insert(other, name);
+                "the latter name"
+            }
+            (false, Container::Torch) => {
+                for (part, (file, tensor)) in parts {
+                    plan.files[file].aliases.push((format!("{other}{part}"), tensor));
+                }
+                "both names"
+            }
+        };
+        notes.push(format!("{other} is the same as {name}: written once, under {under}"));
     }
-    if !noted.is_empty() {
-        for file in &mut plan.files {
-            let text = file.metadata.get("monoquant").map_or("{}", String::as_str);
-            let mut ours: Value = serde_json::from_str(text).unwrap_or_else(|_| json!({}));
-            ours["tied"] = json!(noted);
+    for file in &mut plan.files {
+        let text = file.metadata.get("monoquant").cloned();
+        let ours = text.and_then(|text| serde_json::from_str::<Value>(&text).ok());
+        if let Some(Value::Object(mut ours)) = ours.or_else(|| (!noted.is_empty()).then(|| json!({}))) {
+            ours.shift_remove("tied");
+            if !noted.is_empty() {
+                ours.insert("tied".into(), json!(noted));
+            }
+            let mut ours = Value::Object(ours);
             ours.sort_all_objects();
             file.metadata.insert("monoquant".to_owned(), ours.to_string());
         }

@@ -1,0 +1,119 @@
+"""Files: save and load quantized models, without ever running a pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _native, _tensors, models
+from .exceptions import ConfigurationError, InputError
+from .results import QuantizationResult
+
+
+def save_model(
+    model: Any, path: str | Path, *, metadata: Mapping[str, str] | None = None, overwrite: bool = True
+) -> Path:
+    """Writes a quantized model: codes, scales, zero points, and the recipe (bits, scheme, group size, observer).
+
+    model: a `QuantizationResult`, a module, or a dict of tensors.
+    path: `.safetensors`, or `.pt`, `.pth`, `.bin`, `.ckpt`, which `torch.load(weights_only=True)` opens. The file
+        appears in one step, or not at all; tied tensors are written once.
+    metadata: strings to keep with it, in the header or as attributes of the state dict.
+
+    ConfigurationError: the name says no format. QuantizationError: the file exists and `overwrite` is False.
+    """
+    kept: dict[str, str] = {}
+    order: list[str] = []
+    if isinstance(model, QuantizationResult):
+        if model.model is None:
+            raise ConfigurationError(f"the result was written to {model.path} already", "copy that file")
+        kept, order, model = dict(model.metadata), model.order, model.model
+    if isinstance(model, nn.Module):
+        kept = kept or dict(model.__dict__.get("_mono_quant", {}))
+        tensors: Mapping[str, Any] = models.state_of(model)
+    elif isinstance(model, Mapping):
+        tensors = model
+    else:
+        raise InputError(f"a {type(model).__name__} cannot be saved", "pass a result, a module or a state dict")
+    wrong = [name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]
+    if wrong:
+        raise InputError(f"{wrong[0]!r} is no tensor", "pass a dict of names and tensors")
+    first = [name for name in order if name in tensors]
+    ordered = {name: tensors[name] for name in [*first, *(n for n in tensors if n not in set(first))]}
+    weights = _weight_ties(_tensors.tied_names(ordered))
+    kept = {"format": "pt"} | kept | {k: str(v) for k, v in (metadata or {}).items()}
+    name, entries, _, config, read = _tensors.source("the model in memory", ordered)
+    target = Path(path).expanduser()
+    _native.save((name, entries, weights, config, read), str(target), kept, overwrite)
+    return target
+
+
+def _weight_ties(tied: Mapping[str, str]) -> dict[str, str]:
+    """Ties of weights from those of their parts: `a.weight_packed` and `b.weight_packed` tie `a.weight` and `b.weight`."""
+    found = {}
+    for other, name in tied.items():
+        suffix = next(s for s in sorted(_tensors.SUFFIXES, key=len, reverse=True) if other.endswith(s) and name.endswith(s))
+        found[other.removesuffix(suffix)] = name.removesuffix(suffix)
+    return found
+
+
+def load_model(path: str | Path, model: nn.Module | None = None, *, device: str = "cpu") -> Any:
+    """Reads a file or directory; nothing in it is ever run.
+
+    model: a module to be filled: returns a copy of it with quantized modules in place of those whose codes the file has,
+        ready to run. Without it: the tensors by name, as they are.
+
+    InputError: the file is damaged, or its tensors do not fit the module.
+    """
+    plan = _native.load(_tensors.of_path(path))
+    tensors, _ = _tensors.run(plan, "cpu")
+    state = {name: tensor.to(device) for name, tensor in _tensors.with_tied(tensors, plan.tied).items()}
+    if model is None:
+        return state
+    return _filled(path, model, state, plan)
+
+
+def _filled(path: str | Path, model: nn.Module, state: dict[str, Tensor], plan: Any) -> nn.Module:
+    schemes = {item["name"]: item["scheme"] for item in json.loads(_native.inspect_model(_tensors.of_path(path)))["items"]
+               if item.get("scheme")}
+    layers, _ = models.candidates(model)
+    tied = {other: name for other, name in plan.tied.items() if name in schemes or name in state}
+    rows = []
+    for layer in layers:
+        for weight in layer.weights:
+            name = tied.get(layer.key(weight), layer.key(weight))
+            if name in schemes:
+                scheme = dict(schemes[name])
+                static, dynamic = layer.key("input_scale") in state, scheme["activations"] != "float"
+                scheme["activations"] = {"static-tensor": {}} if static else ("dynamic-token" if dynamic else "float")
+                rows.append({"name": name, "scheme": scheme})
+    try:
+        filled = models.build(model, layers, state, tied, rows)
+        filled.load_state_dict(state, strict=True)
+    except (RuntimeError, ValueError) as e:
+        raise InputError(f"{path} does not fit {type(model).__name__}: {e}", "build the module that was quantized") from e
+    models.remember(filled, plan.input_metadata)
+    return filled
+
+
+def dequantize_model(model: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """Floats again: a copy of a module with standard modules, or a dict of float tensors from a state dict, a result or
+    the path of a file."""
+    if isinstance(model, QuantizationResult):
+        model = model.model if model.model is not None else model.path
+    if isinstance(model, nn.Module):
+        return models.replaced(model, lambda module: module.to_float()).to(dtype)
+    given = _tensors.source("state dict", model) if isinstance(model, Mapping) else _tensors.of_path(model)
+    plan = _native.dequantize(given, str(dtype).removeprefix("torch."))
+    tensors, _ = _tensors.run(plan, "cpu")
+    return _tensors.with_tied(tensors, plan.tied)
+
+
+def revert_to_standard_modules(model: nn.Module) -> nn.Module:
+    """A copy of a module in which standard FP32 modules take the place of quantized ones."""
+    return models.replaced(model, lambda module: module.to_float())
