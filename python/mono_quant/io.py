@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import _native, _tensors, models
 from .exceptions import ConfigurationError, InputError
 from .results import QuantizationResult
+from .run import existing
 
 
 def save_model(
@@ -70,7 +71,7 @@ def load_model(path: str | Path, model: nn.Module | None = None, *, device: str 
 
     InputError: the file is damaged, or its tensors do not fit the module.
     """
-    plan = _native.load(_tensors.of_path(path))
+    plan = _native.load(existing(path))
     tensors, _ = _tensors.run(plan, "cpu")
     state = {name: tensor.to(device) for name, tensor in _tensors.with_tied(tensors, plan.tied).items()}
     if model is None:
@@ -79,9 +80,9 @@ def load_model(path: str | Path, model: nn.Module | None = None, *, device: str 
 
 
 def _filled(path: str | Path, model: nn.Module, state: dict[str, Tensor], plan: Any) -> nn.Module:
-    schemes = {item["name"]: item["scheme"] for item in json.loads(_native.inspect_model(_tensors.of_path(path)))["items"]
+    schemes = {item["name"]: item["scheme"] for item in json.loads(_native.inspect_model(existing(path)))["items"]
                if item.get("scheme")}
-    layers, _ = models.candidates(model)
+    layers, _ = models.layers_of(model)
     tied = {other: name for other, name in plan.tied.items() if name in schemes or name in state}
     rows = []
     for layer in layers:
@@ -97,8 +98,16 @@ def _filled(path: str | Path, model: nn.Module, state: dict[str, Tensor], plan: 
         filled.load_state_dict(state, strict=True)
     except (RuntimeError, ValueError) as e:
         raise InputError(f"{path} does not fit {type(model).__name__}: {e}", "build the module that was quantized") from e
+    if _cast_to(plan.input_metadata) == "float16":
+        models.half_rest(filled)
     models.remember(filled, plan.input_metadata)
     return filled
+
+
+def _cast_to(metadata: Mapping[str, str]) -> str | None:
+    """The dtype of a file that was cast and not quantized."""
+    method = json.loads(metadata.get("monoquant", "{}")).get("recipe", {}).get("method", {})
+    return method.get("cast") if isinstance(method, dict) else None
 
 
 def dequantize_model(model: Any, dtype: torch.dtype = torch.float32) -> Any:
@@ -108,7 +117,7 @@ def dequantize_model(model: Any, dtype: torch.dtype = torch.float32) -> Any:
         model = model.model if model.model is not None else model.path
     if isinstance(model, nn.Module):
         return models.replaced(model, lambda module: module.to_float()).to(dtype)
-    given = _tensors.source("state dict", model) if isinstance(model, Mapping) else _tensors.of_path(model)
+    given = _tensors.source("state dict", model) if isinstance(model, Mapping) else existing(model)
     plan = _native.dequantize(given, str(dtype).removeprefix("torch."))
     tensors, _ = _tensors.run(plan, "cpu")
     return _tensors.with_tied(tensors, plan.tied)
