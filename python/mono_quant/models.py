@@ -42,6 +42,14 @@ class Layer:
         return [joined(name, part) for name in self.names]
 
 
+def declared(layers: list[Layer], tied: Mapping[str, str]) -> dict[str, str]:
+    """Layer types by weight, as the engine knows them. A linear layer that shares an embedding's weight is told too: it is
+    the output head, though no tensor has its name."""
+    kinds = {key: layer.kind for layer in layers for weight in layer.weights for key in layer.keys(weight)}
+    heads = {other for other, name in tied.items() if kinds.get(other) == "linear" and kinds.get(name) == "embedding"}
+    return {name: kind for name, kind in kinds.items() if name not in tied or name in heads}
+
+
 def joined(module: str, part: str) -> str:
     return f"{module}.{part}" if module else part
 
@@ -141,7 +149,7 @@ def kept_by_type(
 
 
 def parted(layers: list[Layer], types: tuple[str, ...], tied: Mapping[str, str], static: bool) -> dict[str, str]:
-    """Weights that share memory with something that will not be quantized alike, and so must stay: name → why.
+    """Weights that would be quantized, but share memory with something that will not be alike, and so stay: name → why.
 
     static: whether inputs get stored scales, of which there is one by weight.
     """
@@ -149,9 +157,9 @@ def parted(layers: list[Layer], types: tuple[str, ...], tied: Mapping[str, str],
     apart = {}
     for other, name in tied.items():
         a, b = owners.get(name), owners.get(other)
-        if (a is None or a.kind not in types) and (b is None or b.kind not in types):
+        if a is None or a.kind not in types:
             continue
-        if a is None or b is None or a.kind != b.kind:
+        if b is None or a.kind != b.kind:
             apart[name] = f"tied to {other}, of another kind"
         elif static and a is not b:
             apart[name] = f"tied to {other}, whose inputs need a scale of their own"
@@ -178,6 +186,8 @@ def build(
         found = outputs.get(tied.get(name, name))
         if found is None or id(tensor) in memo:
             continue
+        if found.shape != tensor.shape:
+            raise ValueError(f"{name} has shape {list(found.shape)}, the module's has {list(tensor.shape)}")
         found = found.to(tensor.device)
         memo[id(tensor)] = nn.Parameter(found, tensor.requires_grad) if parameter else found
     return _copied(model, memo, made)

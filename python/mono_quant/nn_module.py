@@ -33,13 +33,15 @@ def quantize_module(model: Any, options: Options, run: Run) -> QuantizationResul
     kept = models.kept_by_type(model, layers, state, options, unused)
     if options.bits != 16:
         kept |= models.parted(layers, types, tied, static)
+    reasons = unfit | kept
     for other, name in tied.items():
         skip = next((pattern.word for pattern in options.exclude if pattern.matches(other)), None)
-        reason = f"skipped by name: '{skip}'" if skip is not None else kept.get(other)
-        if reason is not None:
-            kept.setdefault(name, f"tied to {other}: {reason}")
+        if other in kept:
+            kept[name] = kept[other]
+        if skip is not None or other in kept:
+            reasons.setdefault(name, f"tied to {other}: " + (kept.get(other) or f"skipped by name: '{skip}'"))
     arguments = options.arguments(types, tied) + ([f"--exclude={exactly(kept)}"] if kept else [])
-    kinds = {key: layer.kind for layer in layers for weight in layer.weights for key in layer.keys(weight)}
+    kinds = models.declared(layers, tied)
     given = _tensors.source(type(model).__name__, state, models.config_of(model))
     # refuses what it can before the model runs
     plan = _native.quantize_model(given, arguments, kinds)
@@ -53,7 +55,7 @@ def quantize_module(model: Any, options: Options, run: Run) -> QuantizationResul
     if options.bits == 16:
         models.half_rest(quantized)
     models.remember(quantized, plan.metadata)
-    info = info_of(options, report, tied, unfit | kept, getattr(calibration, "samples", 0))
+    info = info_of(options, report, tied, reasons, getattr(calibration, "samples", 0))
     info.warnings += [*unused, *getattr(calibration, "warnings", [])]
     # parameters: buffers may be masks
     info.warnings += _tensors.not_finite({n: p for n, p in model.named_parameters() if n in info.skip_reasons})

@@ -74,6 +74,7 @@ def info_of(
     entries = [e | {"name": name} for e in report["tensors"] for name in (e["name"], *aliases.get(e["name"], ()))]
     done = [e for e in entries if e["action"] != "kept"]
     kept = {e["name"]: options.spoken(e.get("reason") or "kept") for e in entries if e["action"] == "kept"}
+    kept |= {other: f"the same as {name}" for other, name in (tied or {}).items() if other in kept}
     kept |= {name: reason for name, reason in (reasons or {}).items() if name in kept}
     warnings = [options.spoken(w) for w in report["warnings"] if ": SQNR " not in w]  # ours name the user's threshold
     notes = [options.spoken(n) for n in report["notes"]]

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from . import _native, _tensors, models
-from .accuracy import check_accuracy_warnings as check_accuracy_warnings
 from .exceptions import ConfigurationError, InputError, MonoQuantError, ValidationError
 from .options import one_of
 from .results import MEGABYTE, QuantizationResult
