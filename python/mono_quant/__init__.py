@@ -25,14 +25,7 @@ from .exceptions import ConfigurationError, InputError, MonoQuantError, Quantiza
 from .results import QuantizationInfo, QuantizationResult
 
 if TYPE_CHECKING:
-    from .calibration import (
-        Calibration,
-        HistogramObserver,
-        MinMaxObserver,
-        MovingAverageMinMaxObserver,
-        PercentileObserver,
-        calibrate,
-    )
+    from .calibration import Calibration, calibrate
     from .io import dequantize_model, load_model, revert_to_standard_modules, save_model
     from .modules import (
         QuantizedConv1d,
@@ -46,18 +39,19 @@ if TYPE_CHECKING:
         QuantizedLSTM,
         QuantizedModule,
     )
+    from .observers import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver, PercentileObserver
     from .validation import ValidationResult, validate_quantization
 
 __version__ = version()
 
 # These need torch, which files do not: they are imported when they are first asked for.
 _LATER = {
-    "calibration": ("Calibration", "HistogramObserver", "MinMaxObserver", "MovingAverageMinMaxObserver",
-                    "PercentileObserver", "calibrate"),
+    "calibration": ("Calibration", "calibrate"),
     "io": ("dequantize_model", "load_model", "revert_to_standard_modules", "save_model"),
     "modules": ("QuantizedConv1d", "QuantizedConv2d", "QuantizedConvTranspose1d", "QuantizedConvTranspose2d",
                 "QuantizedEmbedding", "QuantizedEmbeddingBag", "QuantizedGRU", "QuantizedLSTM", "QuantizedLinear",
                 "QuantizedModule"),
+    "observers": ("HistogramObserver", "MinMaxObserver", "MovingAverageMinMaxObserver", "PercentileObserver"),
     "validation": ("ValidationResult", "validate_quantization"),
 }
 _PLACES = {name: module for module, names in _LATER.items() for name in names}

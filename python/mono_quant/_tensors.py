@@ -12,7 +12,9 @@ from torch import Tensor
 from . import _native
 from .exceptions import InputError
 
-Source = str | tuple[str, list[tuple[Any, ...]], dict[str, str], str | None, dict[str, str]]
+InMemory = tuple[str, list[tuple[Any, ...]], dict[str, str], str | None, dict[str, str]]
+Source = str | InMemory
+"""A path; or a name for messages, tensors, other names of them, config.json and metadata."""
 
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -62,7 +64,7 @@ def source(
     tensors: Mapping[str, Tensor],
     config: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
-) -> Source:
+) -> InMemory:
     """Tensors in memory as the engine takes them: by address, each with what keeps it alive."""
     tied = tied_names(tensors)
     entries = []
@@ -76,7 +78,9 @@ def source(
     return (what, entries, tied, text, dict(metadata or {}))
 
 
-def run(plan: _native.Plan, device: str, progress: Callable[[int], None] | None = None) -> tuple[dict[str, Tensor], dict]:
+def run(
+    plan: _native.Plan, device: str, progress: Callable[[int], None] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Computes a plan: its tensors by name, in order, and the engine's report."""
     made = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, dtype, shape in plan.outputs}
     places = [(tensor.data_ptr(), tensor.nbytes, tensor) for tensor in made.values()]

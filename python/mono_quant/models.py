@@ -62,7 +62,7 @@ def check(model: nn.Module) -> None:
         if isinstance(module, QuantizedModule):
             raise QuantizationError(f"{name or 'the model'} is quantized already; dequantize_model gives floats back")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if nn.parameter.is_lazy(tensor):
             raise InputError(f"{name} is not initialized yet", "run the model once, so that its lazy layers know sizes")
 
 
@@ -167,7 +167,8 @@ def parted(layers: list[Layer], types: tuple[str, ...], tied: Mapping[str, str],
 
 
 def build(
-    model: nn.Module, layers: list[Layer], outputs: Mapping[str, Tensor], tied: Mapping[str, str], rows: list[dict]
+    model: nn.Module, layers: list[Layer], outputs: Mapping[str, Tensor], tied: Mapping[str, str],
+    rows: list[dict[str, Any]],
 ) -> nn.Module:
     """A copy of the model that holds `outputs`: quantized modules where the rows say so.
 
@@ -210,7 +211,9 @@ def _copied(model: nn.Module, memo: dict[int, Any], replaced: list[tuple[nn.Modu
     return copied
 
 
-def _quantized(layer: Layer, coded: dict[str, dict], names: dict[str, str], outputs: Mapping[str, Tensor]) -> nn.Module:
+def _quantized(
+    layer: Layer, coded: dict[str, dict[str, Any]], names: dict[str, str], outputs: Mapping[str, Tensor]
+) -> nn.Module:
     cls = quantized_class(layer.module)
     assert cls is not None
     parts, device = {}, next(layer.module.parameters()).device
@@ -227,7 +230,7 @@ def _quantized(layer: Layer, coded: dict[str, dict], names: dict[str, str], outp
     return cls.from_parts(layer.module, parts, bits=bits, inputs=inputs)
 
 
-def _inputs(scheme: dict) -> str | None:
+def _inputs(scheme: dict[str, Any]) -> str | None:
     activations = scheme["activations"]
     if isinstance(activations, dict):
         return "static"

@@ -47,6 +47,8 @@ class QuantizedModule(nn.Module):
     float_class: ClassVar[type[nn.Module]]
     config_names: ClassVar[tuple[str, ...]]
     takes_inputs: ClassVar[bool] = False
+    _buffers: dict[str, Tensor]  # type: ignore[assignment]  # none is None
+    _parameters: dict[str, nn.Parameter]  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -275,7 +277,7 @@ class QuantizedModule(nn.Module):
             moved = fn(tensor)
             return tensor.to(moved.device) if id(tensor) in kept and moved.dtype != tensor.dtype else moved
 
-        super()._apply(move, recurse)
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
         self._compute_dtype = fn(torch.empty(0, dtype=self._compute_dtype)).dtype
         return self
 

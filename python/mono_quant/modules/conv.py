@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +27,14 @@ class _QuantizedConv(WithWeight):
 
     takes_inputs = True
     dims: ClassVar[int]
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: Any
+    """A size an axis, or "same" or "valid"."""
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+    bias: nn.Parameter | None
 
     def _rounded(self, x: Tensor) -> Tensor:
         if self.inputs is None or not x.is_floating_point():

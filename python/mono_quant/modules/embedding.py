@@ -17,6 +17,12 @@ class _Table(WithWeight):
     """With `max_norm`, longer rows are shortened as they are looked up, to what nn.Embedding would return. The stored
     codes stay; nn.Embedding changes its weight."""
 
+    num_embeddings: int
+    embedding_dim: int
+    padding_idx: int | None
+    max_norm: float | None
+    norm_type: float
+
     def _look_up(self, ids: Tensor) -> Tensor:
         """Integers `[n]` → `[n, dim]` in `compute_dtype`."""
         scheme = self.schemes["weight"]
@@ -59,6 +65,9 @@ class QuantizedEmbedding(_Table):
 
 class QuantizedEmbeddingBag(_Table):
     """Bags of integers as nn.EmbeddingBag takes them → `[bags, dim]` in `compute_dtype`."""
+
+    mode: str
+    include_last_offset: bool
 
     float_class = nn.EmbeddingBag
     config_names = (

@@ -43,7 +43,7 @@ def _has_int8_matmul() -> bool:
     saturate, and without oneDNN it is a plain loop.
     """
     supported = getattr(torch.cpu, "_is_vnni_supported", None)
-    if supported is None or not supported() or not torch.backends.mkldnn.is_available():
+    if supported is None or not supported() or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     low, high = (torch.full((32, 64), value, dtype=torch.int8) for value in (-128, 127))
     products = {(-128, -128): (low, low), (-128, 127): (low, high), (127, 127): (high, high)}

@@ -24,6 +24,9 @@ class QuantizedLinear(WithWeight):
     float_class = nn.Linear
     config_names = ("in_features", "out_features", "bias")
     takes_inputs = True
+    in_features: int
+    out_features: int
+    bias: nn.Parameter | None
 
     @classmethod
     def _config_of(cls, original: nn.Module) -> dict[str, Any]:
@@ -50,13 +53,14 @@ class QuantizedLinear(WithWeight):
         kept = torch.is_grad_enabled() and x.requires_grad  # autograd holds all blocks until the backward
         if len(blocks) == 1 or kept:
             return F.linear(x, self._weight("weight", dtype), bias)
-        y = None
+        y: Tensor | None = None
         for start, stop in blocks:
             block = self._decoded("weight", start, stop).to(dtype)
             part = F.linear(x, block, None if bias is None else bias[start:stop])
             # Not a list to concatenate: what stays between blocks keeps the allocator from giving their memory back.
             y = part.new_empty(*part.shape[:-1], self.out_features) if y is None else y
             y[..., start:stop] = part
+        assert y is not None  # there is at least one block
         return y
 
     def _int8_product(self, x: Tensor, zero_point: Tensor | None) -> bool:

@@ -16,7 +16,14 @@ _CONFIG = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dr
 class _Recurrent(QuantizedModule):
     """Buffers `weight_ih_l0_packed`, `weight_ih_l0_scale`, … for every layer and direction."""
 
-    proj_size = 0
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    proj_size: int = 0
 
     def _flat_weights(self, dtype: torch.dtype) -> list[Tensor]:
         """In the order of torch's kernels: of each layer and direction, matrices, biases, projection."""
@@ -73,8 +80,10 @@ class _Recurrent(QuantizedModule):
         options = (bool(self.bias), self.num_layers, float(self.dropout), self.training, self.bidirectional)
         weights = self._flat_weights(x.dtype)
         if batch_sizes is None:
-            return kernel(x, state, weights, *options, self.batch_first)
-        return kernel(x, batch_sizes, state, weights, *options)
+            found: tuple[Tensor, ...] = kernel(x, state, weights, *options, self.batch_first)
+        else:
+            found = kernel(x, batch_sizes, state, weights, *options)
+        return found
 
 
 class QuantizedLSTM(_Recurrent):
