@@ -133,7 +133,7 @@ def calibrate(
     recorder = Recorder({name: make() for name in modules})
     batches = Batches(data, model.forward, device, dtype, num_calibration_samples)
     names = {id(module): name for name, module in model.named_modules()}
-    with _as_it_was(model, device), torch.no_grad(), _eager(model), contextlib.ExitStack() as hooks:
+    with _as_it_was(model, device), torch.no_grad(), _layer_by_layer(model), contextlib.ExitStack() as hooks:
         for module in model.modules():
             module.training = False  # not eval(), which some models override to do more, such as merging adapters
         for name, module in modules.items():
@@ -290,11 +290,19 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _eager(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-    """Has compiled modules run uncompiled: compiled code does not see hooks that came later."""
+@contextlib.contextmanager
+def _layer_by_layer(model: nn.Module) -> Iterator[None]:
+    """Has the model call all its layers: compiled code does not see hooks that came later, and torch's transformers
+    have fused kernels, beside which an encoder gives its layers nested tensors, which they refuse if there are hooks."""
     compiled = any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules())
     stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
-    return stance("force_eager") if compiled and stance is not None else contextlib.nullcontext()
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with stance("force_eager") if compiled and stance is not None else contextlib.nullcontext():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _place(error: BaseException, names: dict[int, str]) -> str:

@@ -85,10 +85,10 @@ def load_samples(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as e:
         raise InputError(f"{path}: {(e.strerror or str(e)).lower()}; torch.save writes samples") from e
-    except Exception as e:
+    except Exception as e:  # torch's own words advise to load what may be harmful
         raise InputError(
-            f"{path}: torch.load(weights_only=True) cannot read it: {type(e).__name__}: {first_line(e)}; "
-            "torch.save a tensor, or a list of tensors, tuples or dicts"
+            f"{path} holds no samples, or more than weights_only=True reads; torch.save a tensor, or a list of tensors, "
+            "tuples or dicts"
         ) from e
 
 
@@ -136,8 +136,12 @@ def _run(
     watch = LayerInputs(program.state, observe)
 
     def call(*args: Any, **kwargs: Any) -> None:
-        with watch:
-            program.call(*args, **kwargs)
+        watch.error = None
+        try:
+            with watch:
+                program.call(*args, **kwargs)
+        except Exception as e:
+            raise watch.error or e
 
     device, dtype = placement(program.state.values())
     batches = Batches(data, program.forward, device, dtype, limit, cut=not program.fixed)
@@ -159,9 +163,11 @@ def _result(
     symmetric: bool,
 ) -> Calibration:
     if not recorder.observers:
+        kernels = ", ".join(sorted(set(watch.others.values())))
+        why = f"its weights go into {kernels}" if kernels else "it has no such layer, or was frozen"
         raise InputError(
-            f"{program.name}: it multiplies with no weight of its state dict, because it has no such layer, or was "
-            "frozen, or converts its weights while it runs; save it unfrozen and without autocast"
+            f"{program.name}: no linear layer or convolution is seen that has a weight of its state dict: {why}; save it "
+            "by torch.export, unfrozen and without autocast"
         )
     seen, never = {}, {}
     for name in watch.layers:

@@ -59,14 +59,17 @@ class Observer:
     __call__ = forward = observe
 
     def _take(self, x: Tensor, samples: int | None) -> None:
-        """`samples` is how many samples `x` is made of, where that is not its first dimension."""
+        """`samples` is how many samples `x` is made of, where that is not its first dimension; one, if it cannot be."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             found = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise InputError(f"{found} cannot be observed; a tensor of floats can")
         values = plain("the observed tensor", x).to(torch.float32).contiguous()
+        if not values.numel():
+            return
         shape = list(values.shape)
-        if samples and self.axis is None and values.numel() % samples == 0:
-            shape = [samples, values.numel() // samples]
+        if samples is not None:
+            rows = samples if values.numel() % samples == 0 else 1
+            shape = [rows, values.numel() // rows]
         try:
             self._native.observe(values.data_ptr(), shape, values)
         except QuantizationError as e:

@@ -37,8 +37,7 @@ def main(argv: Sequence[str]) -> int:
             warnings.simplefilter("ignore")
             return _run(options)
     except MonoQuantError as e:
-        reading = isinstance(e.__cause__, FileNotFoundError)
-        return _fail(str(e), 1 if isinstance(e.__cause__, OSError) and not reading else 2)
+        return _fail(str(e), 2)
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was written", 1)
     except Exception as e:
@@ -103,7 +102,10 @@ def _run(options: argparse.Namespace) -> int:
         options.program, load_samples(options.data), observer=observer, num_calibration_samples=options.samples,
         symmetric=not options.asymmetric, show_progress=not options.quiet,
     )  # fmt: skip
-    found.save(output, force=options.force)
+    try:
+        found.save(output, force=options.force)
+    except InputError as e:  # a full disk, say, which is nothing that was asked wrongly
+        return _fail(str(e), 1)
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if not options.quiet:

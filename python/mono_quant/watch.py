@@ -29,7 +29,10 @@ _OPERANDS = _PRODUCTS | dict.fromkeys(
     + [f"aten::conv{kind}{n}d" for n in (1, 2) for kind in ("", "_transpose")],
     [(0, 1)],
 )
-_TRAINING = {"aten::native_dropout": 2, "aten::dropout": 2, "aten::native_batch_norm": 5, "aten::batch_norm": 5}
+_TRAINING = {"aten::native_dropout": 2, "aten::dropout": 2} | dict.fromkeys(
+    ["aten::batch_norm", "aten::native_batch_norm", "aten::_native_batch_norm_legit",
+     "aten::_native_batch_norm_legit_functional", "aten::cudnn_batch_norm"], 5
+)  # fmt: skip
 """Operator → where it is told that the model is being trained."""
 
 Key = tuple[int, torch.dtype, int]
@@ -39,7 +42,8 @@ class LayerInputs(TorchDispatchMode):
     """While active, calls `observe(names, x)` before a weight of `state` is multiplied with `x`.
 
     names: the modules that have this weight; several where weights are tied. A linear layer's input may come flattened
-    to `[rows, in]`. A convolution's is what was padded, if it does not pad with zeros.
+    to `[rows, in]`. That of a convolution with another padding_mode than zeros comes padded, as that is done by an
+    operator of its own: ranges are the same, but HistogramObserver and PercentileObserver count the margins too.
     """
 
     supports_higher_order_operators = True  # torch.cond and the like; their branches are watched too
@@ -60,14 +64,26 @@ class LayerInputs(TorchDispatchMode):
         """Modules whose weight was looked up in."""
         self.training: dict[str, None] = {}
         """Operators that were told that the model is being trained."""
+        self.error: Exception | None = None
+        """What an operator, or `observe`, raised; TorchScript forgets all but its type."""
 
     @property
     def layers(self) -> list[str]:
         """Modules with weights that could be watched for."""
         return [name for names in self._names.values() for name in names]
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import its compiler, which takes seconds, to keep it from compiling this class
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        try:
+            return self._call(func, args, kwargs or {})
+        except Exception as e:
+            self.error = self.error or e
+            raise
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         if not isinstance(func, torch._ops.OpOverload):
             return func(*[self._inside(a) for a in args], **kwargs)
         name = func._schema.name
