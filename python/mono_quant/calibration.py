@@ -195,7 +195,7 @@ class Recorder:
         """`never`: what to say of layers if they were not reached."""
         found = Calibration(self.observers, symmetric, batches.samples, batches.count, list(batches.dropped))
         if batches.samples < FEW:
-            found.warnings.append(f"only {batches.samples} samples were given; 100 or more make ranges that hold for other data")
+            found.warnings.append(f"only {batches.samples} samples were given; 100 or more make ranges that hold")
         unreached = set(found.unreached)
         for name, observer in self.observers.items():
             if name in unreached:
@@ -243,7 +243,7 @@ def _chosen(model: nn.Module, layers: Iterable[str] | None) -> dict[str, nn.Modu
         if own not in fit:
             kind = type(every[name]).__name__
             raise ConfigurationError(
-                f"layers: {name!r} is {kind}, whose inputs are not quantized; linear layers and convolutions are accepted"
+                f"layers: the inputs of {name!r} ({kind}) stay float; linear layers and convolutions are accepted"
             )
         chosen[own] = fit[own]
     if not chosen:
@@ -293,7 +293,7 @@ def _version(tensor: Tensor) -> int:
 @contextlib.contextmanager
 def _layer_by_layer(model: nn.Module) -> Iterator[None]:
     """Has the model call all its layers: compiled code does not see hooks that came later, and torch's transformers
-    have fused kernels, beside which an encoder gives its layers nested tensors, which they refuse if there are hooks."""
+    have fused kernels, and an encoder then gives its layers nested tensors, which they refuse if there are hooks."""
     compiled = any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules())
     stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
     fused = torch.backends.mha.get_fastpath_enabled()

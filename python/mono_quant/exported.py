@@ -87,8 +87,8 @@ def load_samples(path: Path) -> Any:
         raise InputError(f"{path}: {(e.strerror or str(e)).lower()}; torch.save writes samples") from e
     except Exception as e:  # torch's own words advise to load what may be harmful
         raise InputError(
-            f"{path} holds no samples, or more than weights_only=True reads; torch.save a tensor, or a list of tensors, "
-            "tuples or dicts"
+            f"{path} holds no samples, or more than weights_only=True reads; torch.save a tensor, or a list of "
+            "tensors, tuples or dicts"
         ) from e
 
 
@@ -166,8 +166,8 @@ def _result(
         kernels = ", ".join(sorted(set(watch.others.values())))
         why = f"its weights go into {kernels}" if kernels else "it has no such layer, or was frozen"
         raise InputError(
-            f"{program.name}: no linear layer or convolution is seen that has a weight of its state dict: {why}; save it "
-            "by torch.export, unfrozen and without autocast"
+            f"{program.name}: no linear layer or convolution is seen that has a weight of its state dict: {why}; save "
+            "it by torch.export, unfrozen and without autocast"
         )
     seen, never = {}, {}
     for name in watch.layers:
