@@ -124,10 +124,7 @@ def calibrate(
     InputError: no data, data of another form, NaN in a layer's input, or an input on which the model raises.
     """
     make = maker(observer)
-    if isinstance(num_calibration_samples, bool) or not isinstance(num_calibration_samples, int):
-        raise ConfigurationError(f"num_calibration_samples={num_calibration_samples!r}; a whole number from 1 on")
-    if num_calibration_samples < 1:
-        raise ConfigurationError(f"num_calibration_samples={num_calibration_samples}; a whole number from 1 on")
+    check_samples(num_calibration_samples)
     modules = _chosen(model, layers)
     device, dtype = placement(model.parameters(), model.buffers())
     recorder = Recorder({name: make() for name in modules})
@@ -144,6 +141,12 @@ def calibrate(
         progress.finish()
     never = {name: _why_unreached(model, name) for name in modules}
     return recorder.result(symmetric, batches, never)
+
+
+def check_samples(n: Any) -> None:
+    """ConfigurationError if this is no number of samples."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ConfigurationError(f"num_calibration_samples={n!r}; a whole number from 1 on")
 
 
 class Recorder:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .batches import Batches, first_line
-from .calibration import Calibration, Recorder, placement
+from .calibration import Calibration, Recorder, check_samples, placement
 from .exceptions import InputError
 from .observers import Observer, maker
 from .progress import Progress
@@ -107,6 +107,7 @@ def calibrate_program(
     InputError: also if the file is no program, or multiplies with no weight of its state dict.
     """
     make = maker(observer)
+    check_samples(num_calibration_samples)
     program = load_program(Path(path).expanduser())
     if not isinstance(data, (Tensor, Mapping)) and isinstance(data, Iterator):
         data = list(data)  # it may be gone through twice
