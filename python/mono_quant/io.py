@@ -40,6 +40,7 @@ def save_model(
         if model.model is None:
             raise ConfigurationError(f"the result was written to {model.path} already", "copy that file")
         kept, order, model = dict(model.metadata), model.order, model.model
+    model = models.unwrapped(model)
     if isinstance(model, nn.Module):
         kept = kept or dict(model.__dict__.get("_mono_quant", {}))
         tensors: Mapping[str, Any] = models.state_of(model)
@@ -84,7 +85,7 @@ def load_model(path: str | Path, model: nn.Module | None = None, *, device: str 
         return state if device is None else {name: tensor.to(device) for name, tensor in state.items()}
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"model={model!r}", "an nn.Module to be filled, or None")
-    filled = _filled(path, model, state, plan)
+    filled = _filled(path, models.unwrapped(model), state, plan)
     return filled if device is None else filled.to(device)
 
 
@@ -106,7 +107,8 @@ def _filled(path: str | Path, model: nn.Module, state: dict[str, Tensor], plan: 
                 rows.append({"name": name, "scheme": scheme})
     try:
         filled = models.build(model, layers, state, tied, rows)
-        filled.load_state_dict(state, strict=True)
+        others = {name: value for name, value in filled.state_dict().items() if not isinstance(value, Tensor)}
+        filled.load_state_dict(state | others, strict=True)
     except (RuntimeError, ValueError) as e:
         raise InputError(f"{path} does not fit {type(model).__name__}: {e}", "build the module that was quantized") from e
     if _cast_to(plan.input_metadata) == "float16":
@@ -126,6 +128,7 @@ def dequantize_model(model: Any, dtype: torch.dtype = torch.float32) -> Any:
     the path of a file."""
     if isinstance(model, QuantizationResult):
         model = model.model if model.model is not None else model.path
+    model = models.unwrapped(model)
     if isinstance(model, nn.Module):
         return models.replaced(model, lambda module: module.to_float()).to(dtype)
     given = _tensors.source("state dict", model) if isinstance(model, Mapping) else existing(model)
@@ -141,4 +144,4 @@ def dequantize_model(model: Any, dtype: torch.dtype = torch.float32) -> Any:
 def revert_to_standard_modules(model: nn.Module) -> nn.Module:
     """A copy of a module in which standard modules take the place of quantized ones, in the dtype that these compute in,
     so that it fits the rest of the model; `dequantize_model` makes all of it FP32."""
-    return models.replaced(model, lambda module: module.to_float().to(module.compute_dtype))
+    return models.replaced(models.unwrapped(model), lambda module: module.to_float().to(module.compute_dtype))

@@ -54,6 +54,11 @@ def joined(module: str, part: str) -> str:
     return f"{module}.{part}" if module else part
 
 
+def unwrapped(model: Any) -> Any:
+    """What torch.compile was given, of what it made; anything else as it is."""
+    return getattr(model, "_orig_mod", model) if isinstance(model, nn.Module) else model
+
+
 def check(model: nn.Module) -> None:
     """InputError: a module that cannot be taken apart, or has no data. QuantizationError: it is quantized."""
     if isinstance(model, torch.jit.ScriptModule):

@@ -61,6 +61,7 @@ def validate_quantization(
     metadata = quantized.metadata if isinstance(quantized, QuantizationResult) else None
     if isinstance(quantized, QuantizationResult):
         quantized = quantized.model if quantized.model is not None else quantized.path
+    original, quantized = models.unwrapped(original), models.unwrapped(quantized)
     modules = isinstance(original, nn.Module) and isinstance(quantized, nn.Module)
     if sample_input is not None and not modules:
         raise ConfigurationError("sample_input= is for two modules: files and state dicts cannot run", "leave it out")
@@ -80,7 +81,7 @@ def validate_quantization(
 def check_loading(original: Any, quantized: Any, on_failure: str) -> None:
     """Whether a quantized module's state dict loads and is finite; the part of validation that costs nothing."""
     if isinstance(quantized, nn.Module):
-        _report(_loading(original, quantized), on_failure)
+        _report(_loading(models.unwrapped(original), quantized), on_failure)
 
 
 def _report(errors: list[str], on_failure: str) -> None:
