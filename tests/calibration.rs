@@ -76,7 +76,7 @@ fn statistics_that_are_none_are_refused() {
     let folder = Folder::new();
     directory(&folder.path("model"), &llama(Float::F32), &llama_config());
     let [model, out, file] = ["model", "out", "s.json"].map(|n| folder.text(n));
-    let mut says = |text: &str, options: &[&str], what: &str| {
+    let says = |text: &str, options: &[&str], what: &str| {
         std::fs::write(&file, text).unwrap();
         let base = ["quantize", "-m", &model, "-o", &out, "--calibration", &file];
         let said = refused(&[&base, options].concat());
