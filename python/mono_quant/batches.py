@@ -79,16 +79,17 @@ class Batches:
         limit: int,
         cut: bool = True,
     ) -> None:
-        self._items = _items(data)
+        self._data = data
         self._accepted = Accepted(forward)
         self._device, self._dtype, self._limit, self._cut = device, dtype, limit, cut
         self.samples = self.count = 0
         self.dropped: dict[str, None] = {}
 
     def __iter__(self) -> Iterator[Batch]:
+        items = _items(self._data)
         while self.samples < self._limit:
             try:
-                item = next(self._items)
+                item = next(items)
             except StopIteration:
                 break
             except MonoQuantError:
