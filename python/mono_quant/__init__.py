@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("NODEVICE_SELECT", "1")
 
 from ._native import version
+from .accuracy import check_accuracy_warnings
 from .api import dynamic_quantize, quantize, static_quantize
 from .config import QuantizationConfig
 from .exceptions import ConfigurationError, InputError, MonoQuantError, QuantizationError, ValidationError
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
         QuantizedLSTM,
         QuantizedModule,
     )
-    from .validation import ValidationResult, check_accuracy_warnings, validate_quantization
+    from .validation import ValidationResult, validate_quantization
 
 __version__ = version()
 
@@ -57,7 +58,7 @@ _LATER = {
     "modules": ("QuantizedConv1d", "QuantizedConv2d", "QuantizedConvTranspose1d", "QuantizedConvTranspose2d",
                 "QuantizedEmbedding", "QuantizedEmbeddingBag", "QuantizedGRU", "QuantizedLSTM", "QuantizedLinear",
                 "QuantizedModule"),
-    "validation": ("ValidationResult", "check_accuracy_warnings", "validate_quantization"),
+    "validation": ("ValidationResult", "validate_quantization"),
 }
 _PLACES = {name: module for module, names in _LATER.items() for name in names}
 

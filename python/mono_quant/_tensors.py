@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,9 @@ from . import _native
 from .exceptions import InputError
 
 Source = str | tuple[str, list[tuple[Any, ...]], dict[str, str], str | None, dict[str, str]]
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
@@ -29,6 +31,18 @@ def plain(name: str, tensor: Tensor) -> Tensor:
         raise InputError(f"{name}: a tensor on the device meta holds no data; load the weights first")
     tensor = tensor.detach().cpu()
     return tensor.resolve_conj().resolve_neg() if tensor.is_conj() or tensor.is_neg() else tensor
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all values are, without a copy of the tensor."""
+    if tensor.dtype not in _FLOATS or not tensor.numel():
+        return True
+    return all(bool(bound.isfinite()) for bound in tensor.detach().aminmax())
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Warnings about tensors that stay as they are."""
+    return [f"{name} holds NaN or infinity" for name, tensor in tensors.items() if not finite(tensor)]
 
 
 def tied_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -60,10 +74,6 @@ def source(
         entries.append((name, dtype, list(cpu.shape), list(cpu.stride()), cpu.data_ptr(), cpu))
     text = None if config is None else json.dumps(config, default=str)
     return (what, entries, tied, text, dict(metadata or {}))
-
-
-def of_path(path: str | Path) -> str:
-    return str(Path(path).expanduser())
 
 
 def run(plan: _native.Plan, device: str, progress: Callable[[int], None] | None = None) -> tuple[dict[str, Tensor], dict]:

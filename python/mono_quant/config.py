@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from .exceptions import ConfigurationError
-from .options import Options, layer_type, named
+from .names import named
+from .options import Options
 
 _SKIP_NAMES = ("skip", "modules_to_not_convert", "skip_layer_names", "skip_names")
 _SKIP_TYPES = ("skip_layer_types", "skip_types")
 _PLAIN = ("group_size", "observer", "activation_scheme", "weight_observer", "overrides", "on_nonfinite", "saturate",
           "per_channel")
+_ALSO = ("dtype", "symmetric", "layer_names", "layer_types", "skip_param_threshold")
 
 
 @dataclass
@@ -20,6 +22,7 @@ class QuantizationConfig:
     """How weights are quantized, apart from which.
 
     dtype: torch.qint8 or torch.int8 (8 bits), torch.float16 (16 bits); or `bits` instead.
+    symmetric, per_channel: of integers.
     """
 
     dtype: Any = None
@@ -29,7 +32,7 @@ class QuantizationConfig:
 
     @classmethod
     def from_kwargs(cls, **kwargs: Any) -> QuantizationConfig:
-        """A config of those arguments that it knows."""
+        """A config of those arguments that it knows. ConfigurationError: others."""
         unknown = set(kwargs) - {"dtype", "symmetric", "per_channel", "bits"}
         if unknown:
             raise ConfigurationError(f"{', '.join(sorted(unknown))}: no such argument",
@@ -39,8 +42,21 @@ class QuantizationConfig:
     def arguments(self) -> dict[str, Any]:
         """The same as arguments of `quantize`."""
         bits = self.bits if self.bits is not None else bits_of(self.dtype)
+        if bits == 16:
+            return {"bits": bits}
         scheme = "symmetric" if self.symmetric else "asymmetric"
         return {"bits": bits, "scheme": scheme, "per_channel": self.per_channel}
+
+
+def config_from(config: Any, bits: int | None, **given: Any) -> QuantizationConfig:
+    """`config`, or one of the other arguments where there is none."""
+    if config is None:
+        return QuantizationConfig(bits=bits, **given)
+    if not isinstance(config, QuantizationConfig):
+        raise ConfigurationError(f"config={config!r}", "a QuantizationConfig")
+    if bits is not None:
+        raise ConfigurationError(f"bits={bits!r} beside config=", "QuantizationConfig(bits=…)")
+    return config
 
 
 def bits_of(dtype: Any) -> int:
@@ -54,41 +70,37 @@ def bits_of(dtype: Any) -> int:
 
 def options_from(**kwargs: Any) -> Options:
     """Options from the arguments of `quantize`, under any of their names."""
-    if "dtype" in kwargs and kwargs["dtype"] is not None:
-        kwargs["bits"] = bits_of(kwargs["dtype"])
-    kwargs.pop("dtype", None)
-    if "symmetric" in kwargs:
-        kwargs["scheme"] = "symmetric" if kwargs.pop("symmetric") else "asymmetric"
-    found = {name: kwargs.pop(name) for name in ("bits", "dynamic", "scheme")}
-    found |= {name: kwargs.pop(name) for name in _PLAIN if kwargs.get(name) is not None}
-    found["exclude"] = tuple(named(p) for key in _SKIP_NAMES for p in _listed(key, kwargs.pop(key, None)))
-    found["include"] = tuple(named(p) for p in _listed("layer_names", kwargs.pop("layer_names", None)))
-    found["skip_types"] = tuple(
-        kind if isinstance(kind, type) else layer_type(kind)
-        for key in _SKIP_TYPES for kind in _listed(key, kwargs.pop(key, None))
-    )
-    types = kwargs.pop("layer_types", None)
-    if types is not None:
-        found["layer_types"] = tuple(dict.fromkeys(layer_type(t) for t in _listed("layer_types", types)))
-        if not found["layer_types"]:
-            raise ConfigurationError("layer_types is empty", "at least one, such as nn.Linear")
-    threshold = kwargs.pop("skip_param_threshold", None)
-    found["min_params"] = 0 if threshold is None else threshold
-    leftover = {key for key in kwargs if kwargs[key] is not None}
-    known = [*_PLAIN, *_SKIP_NAMES, *_SKIP_TYPES, "layer_names", "layer_types", "skip_param_threshold"]
-    if leftover:
-        raise ConfigurationError(f"{', '.join(sorted(leftover))}: no such argument", ", ".join(known))
-    if not isinstance(found["dynamic"], bool):
-        raise ConfigurationError(f"dynamic={found['dynamic']!r}", "True or False")
-    kwargs.clear()
-    return Options(**{k: v for k, v in found.items() if v is not None})
+    known = [*_PLAIN, *_SKIP_NAMES, *_SKIP_TYPES, *_ALSO]
+    unknown = set(kwargs) - {*known, "bits", "dynamic", "scheme"}
+    if unknown:
+        raise ConfigurationError(f"{', '.join(sorted(unknown))}: no such argument", ", ".join(known))
+    found = {name: kwargs[name] for name in ("bits", "dynamic", "scheme")}
+    if kwargs.get("dtype") is not None:
+        found["bits"] = bits_of(kwargs["dtype"])
+    if kwargs.get("symmetric") is not None:
+        found["scheme"] = "symmetric" if kwargs["symmetric"] else "asymmetric"
+    found |= {name: kwargs[name] for name in _PLAIN if kwargs.get(name) is not None}
+    found["exclude"] = tuple(named(p) for key in _SKIP_NAMES for p in _listed(key, kwargs.get(key)))
+    found["include"] = tuple(named(p) for p in _listed("layer_names", kwargs.get("layer_names")))
+    found["skip_types"] = tuple(_type(key, kind) for key in _SKIP_TYPES for kind in _listed(key, kwargs.get(key)))
+    if kwargs.get("layer_types") is not None:
+        found["layer_types"] = tuple(_listed("layer_types", kwargs["layer_types"]))
+    if kwargs.get("skip_param_threshold") is not None:
+        found["min_params"] = kwargs["skip_param_threshold"]
+    return Options(**found)
+
+
+def _type(key: str, kind: Any) -> type | str:
+    if not isinstance(kind, (type, str)) or not kind:
+        raise ConfigurationError(f"{key}: {kind!r} is no type of layer", "classes such as nn.Linear, or their names")
+    return kind
 
 
 def _listed(key: str, value: Any) -> Iterable[Any]:
     if value is None:
         return ()
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return value
     if isinstance(value, (str, type)) or hasattr(value, "pattern"):
         return (value,)
-    raise ConfigurationError(f"{key}={value!r}", "a list")
+    if not isinstance(value, Iterable):
+        raise ConfigurationError(f"{key}={value!r}", "a list")
+    return list(value)

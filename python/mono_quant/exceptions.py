@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-# The engine speaks of the command line's options; these are the arguments that mean the same.
-_ARGUMENTS = {
-    "--on-nonfinite keep": "on_nonfinite='keep'",
-    "--dry-run lists why each tensor is kept": "the plan keeps every tensor",
-    "--output NAME.pt": "a name that ends in .pt",
-    "--output": "output=",
-    "--include": "layer_names=",
-    "--exclude": "skip=",
-    "--layer-types": "layer_types=",
-    "--min-params": "skip_param_threshold=",
-    "--group-size": "group_size=",
-    "--override": "overrides=",
-    "--observer": "weight_observer=",
-    "--strategy tensor": "per_channel=False",
-    "--saturate": "saturate=True",
-    "--force": "force=True (overwrite=True where a model is saved)",
-    "--device": "device=",
-    "--calibration": "calibration=",
-    "--bits": "bits=",
-}
+import re
+
+# The engine speaks of the command line's options; these are the arguments that mean the same, longer matches first.
+_WORDS = [
+    (r"--dry-run lists why each tensor is kept, and --include, --layer-types and --min-params choose others",
+     "layer_names, layer_types and skip_param_threshold choose others"),
+    (r" \(--dry-run lists all\)", " (changes and skip_reasons list all)"),
+    (r"excluded by --exclude '(.*)'", r"skipped by name: '\1'"),
+    (r"not matched by --include", "not among layer_names"),
+    (r"--(?:in|ex)clude '(.*)' matches no tensor", r"'\1' matches no layer"),
+    (r"--override '(.*)' matches no tensor", r"overrides: '\1' matches no layer"),
+    (r"--on-nonfinite keep", "on_nonfinite='keep'"),
+    (r"--on-mismatch channel or keep is better", "a larger group_size or skip=[…] is better"),
+    (r"--output NAME\.pt", "a name that ends in .pt"),
+    (r"--output names", "output= names"),
+    (r"--include", "layer_names=[…]"),
+    (r"--exclude", "skip=[…]"),
+    (r"--layer-types", "layer_types"),
+    (r"--min-params (\d+)", r"skip_param_threshold=\1"),
+    (r"--strategy tensor", "per_channel=False"),
+    (r"--saturate", "saturate=True"),
+    (r"--force", "force=True (overwrite=True where a model is saved)"),
+    (r"--device (\S+):", r"device='\1':"),
+    (r"--device (\S+)", r"device='\1'"),
+    (r"--dtype f32", "dtype=torch.float32"),
+    (r"--calibration", "calibration="),
+    (r"--bits (\d+)", r"bits=\1"),
+    (r"monoquant dequantize", "dequantize_model"),
+]
+_ENGINE = [(re.compile(engine), ours) for engine, ours in _WORDS]
+
+
+def spoken(text: str) -> str:
+    """A message of the engine's in words of these functions."""
+    for engine, ours in _ENGINE:
+        text = engine.sub(ours, text)
+    return text
 
 
 class MonoQuantError(Exception):
@@ -32,12 +49,14 @@ class MonoQuantError(Exception):
     """
 
     def __init__(self, message: str, suggestion: str | None = None) -> None:
-        for option, argument in _ARGUMENTS.items():
-            message = message.replace(option, argument)
+        message = spoken(message)
         super().__init__(message)
         if suggestion is None and "; " in message:
             suggestion = message.rsplit("; ", 1)[1]
         self.suggestion = suggestion
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (str(self), self.suggestion)
 
 
 class ConfigurationError(MonoQuantError, ValueError):

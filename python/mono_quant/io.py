@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import _native, _tensors, models
 from .exceptions import ConfigurationError, InputError
 from .results import QuantizationResult
+from .run import existing
 
 
 def save_model(
@@ -62,27 +63,33 @@ def _weight_ties(tied: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def load_model(path: str | Path, model: nn.Module | None = None, *, device: str = "cpu") -> Any:
+def load_model(path: str | Path, model: nn.Module | None = None, *, device: str | None = None) -> Any:
     """Reads a file or directory; nothing in it is ever run.
 
     model: a module to be filled: returns a copy of it with quantized modules in place of those whose codes the file has,
         ready to run. Without it: the tensors by name, as they are.
+    device: torch's name of where the tensors go; by default where the module's are, or the CPU.
 
     InputError: the file is damaged, or its tensors do not fit the module.
     """
-    plan = _native.load(_tensors.of_path(path))
+    plan = _native.load(existing(path))
     tensors, _ = _tensors.run(plan, "cpu")
-    state = {name: tensor.to(device) for name, tensor in _tensors.with_tied(tensors, plan.tied).items()}
+    state = _tensors.with_tied(tensors, plan.tied)
     if model is None:
-        return state
-    return _filled(path, model, state, plan)
+        return state if device is None else {name: tensor.to(device) for name, tensor in state.items()}
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"model={model!r}", "an nn.Module to be filled, or None")
+    filled = _filled(path, model, state, plan)
+    return filled if device is None else filled.to(device)
 
 
 def _filled(path: str | Path, model: nn.Module, state: dict[str, Tensor], plan: Any) -> nn.Module:
-    schemes = {item["name"]: item["scheme"] for item in json.loads(_native.inspect_model(_tensors.of_path(path)))["items"]
+    schemes = {item["name"]: item["scheme"] for item in json.loads(_native.inspect_model(existing(path)))["items"]
                if item.get("scheme")}
-    layers, _ = models.candidates(model)
-    tied = {other: name for other, name in plan.tied.items() if name in schemes or name in state}
+    layers, _ = models.layers_of(model)
+    # files of torch tie every part of a weight, safetensors weights
+    ties = plan.tied | _weight_ties(plan.tied)
+    tied = {other: name for other, name in ties.items() if name in schemes or name in state}
     rows = []
     for layer in layers:
         for weight in layer.weights:
@@ -97,8 +104,16 @@ def _filled(path: str | Path, model: nn.Module, state: dict[str, Tensor], plan: 
         filled.load_state_dict(state, strict=True)
     except (RuntimeError, ValueError) as e:
         raise InputError(f"{path} does not fit {type(model).__name__}: {e}", "build the module that was quantized") from e
+    if _cast_to(plan.input_metadata) == "float16":
+        models.half_rest(filled)
     models.remember(filled, plan.input_metadata)
     return filled
+
+
+def _cast_to(metadata: Mapping[str, str]) -> str | None:
+    """The dtype of a file that was cast and not quantized."""
+    method = json.loads(metadata.get("monoquant", "{}")).get("recipe", {}).get("method", {})
+    return method.get("cast") if isinstance(method, dict) else None
 
 
 def dequantize_model(model: Any, dtype: torch.dtype = torch.float32) -> Any:
@@ -108,12 +123,13 @@ def dequantize_model(model: Any, dtype: torch.dtype = torch.float32) -> Any:
         model = model.model if model.model is not None else model.path
     if isinstance(model, nn.Module):
         return models.replaced(model, lambda module: module.to_float()).to(dtype)
-    given = _tensors.source("state dict", model) if isinstance(model, Mapping) else _tensors.of_path(model)
+    given = _tensors.source("state dict", model) if isinstance(model, Mapping) else existing(model)
     plan = _native.dequantize(given, str(dtype).removeprefix("torch."))
     tensors, _ = _tensors.run(plan, "cpu")
     return _tensors.with_tied(tensors, plan.tied)
 
 
 def revert_to_standard_modules(model: nn.Module) -> nn.Module:
-    """A copy of a module in which standard FP32 modules take the place of quantized ones."""
-    return models.replaced(model, lambda module: module.to_float())
+    """A copy of a module in which standard modules take the place of quantized ones, in the dtype that these compute in,
+    so that it fits the rest of the model; `dequantize_model` makes all of it FP32."""
+    return models.replaced(model, lambda module: module.to_float().to(module.compute_dtype))

@@ -3,87 +3,167 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import _tensors
 from .exceptions import InputError, QuantizationError
-from .modules import QuantizedModule, quantized_class
-from .options import escaped, layer_type
+from .modules import QUANTIZED, QuantizedModule, quantized_class
+from .options import Options, is_standard, layer_type
 
 FLOAT_TYPES = ("linear", "conv1d", "conv2d", "convtranspose", "lstm", "gru")
 """Layer types that are quantized by default in models of one's own; embeddings are not."""
+_WEIGHT = re.compile(r"weight(_[ih]h_l\d+(_reverse)?|_hr_l\d+(_reverse)?)?")
+_PARAMETER = re.compile(rf"{_WEIGHT.pattern}|bias(_[ih]h_l\d+(_reverse)?)?")
+_HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+          "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass
 class Layer:
     """A module that a quantized one can replace."""
 
-    name: str
+    names: list[str]
+    """Under which the model has it, in order."""
     module: nn.Module
     kind: str
     weights: list[str]
 
     def key(self, part: str) -> str:
-        """The name in the state dict."""
-        return f"{self.name}.{part}" if self.name else part
+        """The name in the state dict, the first where there are several."""
+        return joined(self.names[0], part)
+
+    def keys(self, part: str) -> list[str]:
+        return [joined(name, part) for name in self.names]
 
 
-def candidates(model: nn.Module) -> tuple[list[Layer], dict[str, str]]:
-    """Modules that could be quantized, and, of those that look so but cannot, why not."""
-    found, unfit = [], {}
+def declared(layers: list[Layer], tied: Mapping[str, str]) -> dict[str, str]:
+    """Layer types by weight, as the engine knows them. A linear layer that shares an embedding's weight is told too: it is
+    the output head, though no tensor has its name."""
+    kinds = {key: layer.kind for layer in layers for weight in layer.weights for key in layer.keys(weight)}
+    heads = {other for other, name in tied.items() if kinds.get(other) == "linear" and kinds.get(name) == "embedding"}
+    return {name: kind for name, kind in kinds.items() if name not in tied or name in heads}
+
+
+def joined(module: str, part: str) -> str:
+    return f"{module}.{part}" if module else part
+
+
+def check(model: nn.Module) -> None:
+    """InputError: a module that cannot be taken apart, or has no data. QuantizationError: it is quantized."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("a module of TorchScript cannot be taken apart", "torch.jit.save it, and pass the path")
     for name, module in model.named_modules():
         if isinstance(module, QuantizedModule):
             raise QuantizationError(f"{name or 'the model'} is quantized already; dequantize_model gives floats back")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise InputError(f"{name} is not initialized yet", "run the model once, so that its lazy layers know sizes")
+
+
+def layers_of(model: nn.Module) -> tuple[list[Layer], dict[str, str]]:
+    """Modules that could be quantized, and why other matrices cannot, by tensor."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    found, unfit = [], {}
+    for module in model.modules():
         kind = quantized_class(module)
-        if kind is None:
-            if any(isinstance(module, base) for base in (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.Embedding)):
-                unfit[name] = f"{type(module).__name__} computes in a way of its own"
+        own = [n for n, p in module._parameters.items() if p is not None]
+        # a weight that is no parameter is computed: weight_norm, pruning, parametrize
+        whole = own and all(map(_PARAMETER.fullmatch, own)) and not module._buffers and not module._modules
+        if kind is not None and whole:
+            weights = [n for n in own if _WEIGHT.fullmatch(n)]
+            found.append(Layer(names[id(module)], module, layer_type(kind.float_class), weights))
             continue
-        weights = [n for n, p in module._parameters.items() if n.startswith("weight") and p is not None]
-        expected = [n for n, p in module.named_parameters(recurse=False) if n.startswith("weight")]
-        if not weights or weights != expected or hasattr(module, "parametrizations"):
-            unfit[name] = "its weight is computed from other parameters (parametrized)"
-            continue
-        found.append(Layer(name, module, layer_type(kind.float_class), weights))
+        reason = _why_unfit(module, kind is not None)
+        matrices = [n for n in own if module._parameters[n].dim() > 1]  # type: ignore[union-attr]
+        unfit.update({joined(name, n): reason for name in names[id(module)] for n in matrices})
     return found, unfit
+
+
+def _why_unfit(module: nn.Module, known: bool) -> str:
+    name = type(module).__name__
+    if isinstance(module, nn.utils.parametrize.ParametrizationList) or known:
+        return "the weight is computed from other tensors (parametrized)"
+    own = any(isinstance(module, standard) for standard in QUANTIZED)
+    return f"{name} computes in a way of its own" if own else f"{name} has no quantized form"
 
 
 def default_types(model: nn.Module) -> tuple[str, ...]:
     """Linear layers in models of transformers, as their loaders expect; else all but embeddings."""
-    return ("linear",) if hasattr(getattr(model, "config", None), "model_type") else FLOAT_TYPES
+    return ("linear",) if _of_transformers(model) else FLOAT_TYPES
+
+
+def _of_transformers(model: nn.Module) -> bool:
+    return hasattr(getattr(model, "config", None), "model_type")
 
 
 def config_of(model: nn.Module) -> dict[str, Any] | None:
     """The config of a model of transformers."""
-    config = getattr(model, "config", None)
-    return config.to_dict() if hasattr(config, "model_type") and hasattr(config, "to_dict") else None
+    config: Any = getattr(model, "config", None)
+    return config.to_dict() if _of_transformers(model) and hasattr(config, "to_dict") else None
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of the state dict; other entries (`_extra_state`) are no weights."""
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     if not state:
-        raise InputError(f"{type(model).__name__} has no parameters; pass a model with weights")
+        raise InputError(f"{type(model).__name__} has no parameters", "a model with weights")
     return state
 
 
-def parted(layers: list[Layer], types: tuple[str, ...], tied: Mapping[str, str]) -> dict[str, str]:
-    """Weights that share memory with one of another kind, and so must stay: name → the other."""
-    kinds = {layer.key(w): layer.kind for layer in layers for w in layer.weights}
+def kept_by_type(
+    model: nn.Module, layers: list[Layer], state: Iterable[str], options: Options, unused: list[str]
+) -> dict[str, str]:
+    """Tensors that `layer_types` and `skip_types` leave out, and why. `unused` gets the types that no module has."""
+    kinds = {id(layer.module): layer.kind for layer in layers}
+    kept: dict[int, str] = {}
+
+    def is_a(module: nn.Module, kind: type | str) -> bool:
+        if isinstance(kind, type):
+            same = is_standard(kind) and kinds.get(id(module)) == layer_type(kind)
+            return same or isinstance(module, kind)
+        return kind in (type(module).__name__, kinds.get(id(module)))
+
+    for kind in options.skip_types:
+        said = kind if isinstance(kind, str) else kind.__name__
+        found = [module for module in model.modules() if is_a(module, kind)]
+        if not found:
+            unused.append(f"skip_types: the model has no {said}")
+        for module in found:
+            for inner in module.modules():
+                kept.setdefault(id(inner), f"{said} is skipped")
+    wanted = options.layer_types or ()
+    for layer in layers if wanted else ():
+        # a class of one's own means only itself, though it brings its kind along
+        if layer.kind in options.types() and not any(is_a(layer.module, kind) for kind in wanted):
+            kept.setdefault(id(layer.module), f"{type(layer.module).__name__} is not among layer_types")
+    reasons = {name: kept[id(m)] for name, m in model.named_modules(remove_duplicate=False) if id(m) in kept}
+    return {name: reasons[name.rpartition(".")[0]] for name in state if name.rpartition(".")[0] in reasons}
+
+
+def parted(layers: list[Layer], types: tuple[str, ...], tied: Mapping[str, str], static: bool) -> dict[str, str]:
+    """Weights that would be quantized, but share memory with something that will not be alike, and so stay: name → why.
+
+    static: whether inputs get stored scales, of which there is one by weight.
+    """
+    owners = {key: layer for layer in layers for weight in layer.weights for key in layer.keys(weight)}
     apart = {}
     for other, name in tied.items():
-        if kinds.get(name) in types and kinds.get(other) != kinds[name]:
-            apart[name] = other
+        a, b = owners.get(name), owners.get(other)
+        if a is None or a.kind not in types:
+            continue
+        if b is None or a.kind != b.kind:
+            apart[name] = f"tied to {other}, of another kind"
+        elif static and a is not b:
+            apart[name] = f"tied to {other}, whose inputs need a scale of their own"
     return apart
-
-
-def exactly(name: str) -> str:
-    """A regular expression for one tensor's name."""
-    return f"^{escaped(name)}$"
 
 
 def build(
@@ -95,21 +175,39 @@ def build(
     """
     schemes = {row["name"]: row["scheme"] for row in rows if row.get("scheme")}
     memo: dict[int, Any] = {}
+    made: list[tuple[nn.Module, nn.Module]] = []
     for layer in layers:
         names = {weight: tied.get(layer.key(weight), layer.key(weight)) for weight in layer.weights}
         coded = {weight: schemes[name] for weight, name in names.items() if name in schemes}
         if coded:
             memo[id(layer.module)] = _quantized(layer, coded, names, outputs)
+            made.append((layer.module, memo[id(layer.module)]))
     for name, tensor, parameter in _tensors_of(model, set(memo)):
-        made = outputs.get(tied.get(name, name))
-        if made is None or id(tensor) in memo:
+        found = outputs.get(tied.get(name, name))
+        if found is None or id(tensor) in memo:
             continue
-        made = made.to(tensor.device)
-        memo[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if parameter else made
+        if found.shape != tensor.shape:
+            raise ValueError(f"{name} has shape {list(found.shape)}, the module's has {list(tensor.shape)}")
+        found = found.to(tensor.device)
+        memo[id(tensor)] = nn.Parameter(found, tensor.requires_grad) if parameter else found
+    return _copied(model, memo, made)
+
+
+def _copied(model: nn.Module, memo: dict[int, Any], replaced: list[tuple[nn.Module, nn.Module]]) -> nn.Module:
+    """A deepcopy in which some modules are replaced, which keep their hooks."""
+    for module in model.modules():
+        for value in vars(module).values():
+            # results of weight_norm and the like, which deepcopy refuses; the next forward makes them anew
+            if isinstance(value, Tensor) and not value.is_leaf and id(value) not in memo:
+                memo[id(value)] = value.detach().clone()
     try:
-        return copy.deepcopy(model, memo)
+        copied: nn.Module = copy.deepcopy(model, memo)
+        for old, new in replaced:
+            for hooks in _HOOKS:
+                vars(new)[hooks] = copy.deepcopy(vars(old)[hooks], memo)
     except Exception as e:
         raise InputError(f"{type(model).__name__} cannot be copied: {e}", "make copy.deepcopy(model) work") from e
+    return copied
 
 
 def _quantized(layer: Layer, coded: dict[str, dict], names: dict[str, str], outputs: Mapping[str, Tensor]) -> nn.Module:
@@ -149,14 +247,17 @@ def _tensors_of(model: nn.Module, replaced: set[int]) -> Iterator[tuple[str, Ten
                 yield (f"{prefix}.{name}" if prefix else name), tensor, False
 
 
-def replaced(model: nn.Module, make: Any) -> nn.Module:
+def replaced(model: nn.Module, make: Callable[[QuantizedModule], nn.Module]) -> nn.Module:
     """A copy of the model in which `make(module)` takes the place of every quantized module."""
-    found = {id(m): make(m) for m in model.modules() if isinstance(m, QuantizedModule)}
-    return copy.deepcopy(model, found) if found else copy.deepcopy(model)
+    made = [(m, make(m)) for m in model.modules() if isinstance(m, QuantizedModule)]
+    return _copied(model, {id(old): new for old, new in made}, list(made))
 
 
 def half_rest(model: nn.Module) -> None:
-    """Casts float buffers that are not in the state dict to half, as `.half()` would."""
+    """Casts float buffers that are not in the state dict to half, as `.half()` would; not in models of transformers, which
+    compute with theirs (positions' frequencies) in float32 whatever the weights are."""
+    if _of_transformers(model):
+        return
     for module in model.modules():
         for name in module._non_persistent_buffers_set:
             buffer = module._buffers.get(name)

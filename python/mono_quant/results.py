@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .options import Options
 
 if TYPE_CHECKING:
     import torch
@@ -19,24 +22,29 @@ class QuantizationInfo:
     """Facts of a run. Sizes are of tensors, in MiB; ratios in dB are signal to quantization noise."""
 
     selected_layers: list[str] = field(default_factory=list)
-    """Modules (or weights, of a file) that are quantized or cast."""
+    """Modules of which a tensor is quantized or cast; "" is the model itself. Those that share a weight are all named."""
     skipped_layers: list[str] = field(default_factory=list)
-    """Modules with a weight that stay as they are."""
+    """Modules with a weight that stays as it is."""
     skip_reasons: dict[str, str] = field(default_factory=dict)
-    """Why, by the name of every tensor or module that stays."""
+    """Why, by the name of every tensor that stays."""
     changes: dict[str, str] = field(default_factory=dict)
     """What was changed from what was asked for, by weight: group sizes that do not divide."""
     calibration_samples_used: int = 0
+    """Samples that ran through the model to find scales of inputs."""
     bits: int = 8
+    """As asked for; `overrides` may differ."""
     dtype: torch.dtype | None = None
-    """torch.int8, torch.float16, or torch.uint8 where two 4-bit codes share a byte of a word."""
+    """torch.int8, torch.float16, or torch.uint8 where two 4-bit codes share a byte of a word; None without torch."""
     symmetric: bool = True
     scheme: str = "symmetric"
     group_size: int | None = None
+    """As asked for, or 128 for 4 bits; `changes` says which layers got others. None: one scale a channel or tensor."""
     dynamic: bool = False
+    """Whether inputs are quantized with scales found while running."""
     sqnr_db: float | None = None
     """10·log10(Σx² / Σ(x−x̂)²) over all quantized weights; 999 where nothing was lost, None where nothing was coded."""
     layer_sqnr_db: dict[str, float] = field(default_factory=dict)
+    """The same by weight."""
     max_error: float | None = None
     """max |x−x̂| over all quantized weights; known after validation."""
     output_error: float | None = None
@@ -44,11 +52,81 @@ class QuantizationInfo:
     original_size_mb: float = 0.0
     quantized_size_mb: float = 0.0
     compression_ratio: float = 1.0
+    """The first over the second."""
     warnings: list[str] = field(default_factory=list)
+    """What to look at."""
     notes: list[str] = field(default_factory=list)
+    """What other programs that load the file refuse, and what was changed."""
     device: str = ""
     """What computed."""
     seconds: float = 0.0
+    """That the engine took."""
+
+
+def info_of(
+    options: Options, report: Mapping[str, Any], tied: Mapping[str, str] | None = None,
+    reasons: Mapping[str, str] | None = None, samples: int = 0,
+) -> QuantizationInfo:
+    """The facts in the engine's report. tied: other names of tensors; reasons: better ones why tensors stay."""
+    aliases: dict[str, list[str]] = {}
+    for other, name in (tied or {}).items():
+        aliases.setdefault(name, []).append(other)
+    entries = [e | {"name": name} for e in report["tensors"] for name in (e["name"], *aliases.get(e["name"], ()))]
+    done = [e for e in entries if e["action"] != "kept"]
+    kept = {e["name"]: options.spoken(e.get("reason") or "kept") for e in entries if e["action"] == "kept"}
+    kept |= {other: f"the same as {name}" for other, name in (tied or {}).items() if other in kept}
+    kept |= {name: reason for name, reason in (reasons or {}).items() if name in kept}
+    warnings = [options.spoken(w) for w in report["warnings"] if ": SQNR " not in w]  # ours name the user's threshold
+    notes = [options.spoken(n) for n in report["notes"]]
+    missed = [n for n in notes if n.endswith("matches no layer")]
+    warnings += [n for n in missed if not _matched(options, n, tied or {})]
+    before, after = report["bytes_before"], report["bytes_after"]
+    return QuantizationInfo(
+        selected_layers=_modules(e["name"] for e in done),
+        skipped_layers=_modules(name for name in kept if "weight" in name.removeprefix(_owner(name))),
+        skip_reasons=kept,
+        changes={e["name"]: options.spoken(e["reason"]) for e in done if e.get("reason")},
+        calibration_samples_used=samples,
+        bits=options.bits,
+        dtype=_dtype(options.bits),
+        symmetric=options.scheme == "symmetric",
+        scheme=options.scheme,
+        group_size=options.group_size or (128 if options.bits == 4 else None),
+        dynamic=options.dynamic,
+        sqnr_db=report.get("sqnr_db"),
+        layer_sqnr_db={e["name"]: e["sqnr_db"] for e in report["tensors"] if e.get("sqnr_db") is not None},
+        original_size_mb=before / MEGABYTE,
+        quantized_size_mb=after / MEGABYTE,
+        compression_ratio=before / after if after else 1.0,
+        warnings=warnings,
+        notes=[n for n in notes if n not in missed],
+        device=report["device"],
+        seconds=report["seconds"],
+    )
+
+
+def _matched(options: Options, note: str, tied: Mapping[str, str]) -> bool:
+    """Whether a pattern without a match is that of another name of a weight."""
+    patterns = [p for p in (*options.include, *options.exclude, *options.override_patterns) if f"'{p.word}'" in note]
+    return any(p.matches(other) for p in patterns for other in tied)
+
+
+def _dtype(bits: int) -> Any:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return None
+    return {8: torch.int8, 4: torch.uint8, 16: torch.float16}[bits]
+
+
+def _owner(name: str) -> str:
+    """The module that has a tensor; of a parametrized weight, the module that computes with it."""
+    owner, found, _ = name.partition(".parametrizations.")
+    return owner if found else name.rpartition(".")[0]
+
+
+def _modules(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(map(_owner, names)))
 
 
 @dataclass

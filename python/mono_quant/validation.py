@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import warnings as python_warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,14 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from . import _native, _tensors, models
-from .exceptions import ConfigurationError, InputError, ValidationError
-from .modules import QuantizedModule
+from .exceptions import ConfigurationError, InputError, MonoQuantError, ValidationError
+from .options import one_of
 from .results import MEGABYTE, QuantizationResult
-
-LOW_SQNR_DB = {8: (20.0, 10.0), 4: (12.0, 6.0), 16: (20.0, 10.0)}
-"""By bits: under the first a warning, under the second an error. Gaussian weights reach 40 dB at 8 bits a channel and 19
-at 4 bits in groups of 128."""
-
+from .run import ON_FAILURE, existing
 
 @dataclass
 class ValidationResult:
@@ -59,22 +57,34 @@ def validate_quantization(
     sample_input: a tensor, a tuple of positional or a dict of keyword inputs; only with modules.
     on_failure: "error" raises ValidationError, "warn" warns, "ignore" only notes errors in the result.
     """
-    if on_failure not in ("error", "warn", "ignore"):
-        raise ConfigurationError(f"on_failure={on_failure!r}", "'error', 'warn' or 'ignore'")
+    one_of("on_failure", on_failure, ON_FAILURE)
     metadata = quantized.metadata if isinstance(quantized, QuantizationResult) else None
     if isinstance(quantized, QuantizationResult):
         quantized = quantized.model if quantized.model is not None else quantized.path
+    modules = isinstance(original, nn.Module) and isinstance(quantized, nn.Module)
+    if sample_input is not None and not modules:
+        raise ConfigurationError("sample_input= is for two modules: files and state dicts cannot run", "leave it out")
     result = ValidationResult()
     _weights(original, quantized, metadata, result)
     if isinstance(quantized, nn.Module):
-        _loads(quantized, result)
-        if sample_input is not None and isinstance(original, nn.Module):
+        result.errors += _loading(original, quantized)
+        if sample_input is not None:
             _runs(original, quantized, sample_input, result)
-    if result.errors and on_failure == "error":
-        raise ValidationError("; ".join(result.errors), "on_failure='warn' returns the model all the same")
-    if result.errors and on_failure == "warn":
-        python_warnings.warn("; ".join(result.errors), stacklevel=2)
+    _report(result.errors, on_failure)
     return result
+
+
+def check_loading(original: Any, quantized: Any, on_failure: str) -> None:
+    """Whether a quantized module's state dict loads and is finite; the part of validation that costs nothing."""
+    if isinstance(quantized, nn.Module):
+        _report(_loading(original, quantized), on_failure)
+
+
+def _report(errors: list[str], on_failure: str) -> None:
+    if errors and on_failure == "error":
+        raise ValidationError("; ".join(errors), "on_failure='warn' returns the model all the same")
+    if errors and on_failure == "warn":
+        python_warnings.warn("; ".join(errors), stacklevel=3)
 
 
 def _given(model: Any, metadata: Mapping[str, str] | None = None) -> Any:
@@ -84,8 +94,8 @@ def _given(model: Any, metadata: Mapping[str, str] | None = None) -> Any:
     if isinstance(model, Mapping):
         return _tensors.source("state dict", model, metadata=metadata)
     if isinstance(model, (str, os.PathLike)):
-        return _tensors.of_path(model)
-    raise InputError(f"a {type(model).__name__} is no model", "pass a module, a state dict, a result or a path")
+        return existing(model)
+    raise InputError(f"{type(model).__name__} is no model", "a module, a state dict, a result or a path")
 
 
 def _weights(original: Any, quantized: Any, metadata: Mapping[str, str] | None, result: ValidationResult) -> None:
@@ -108,38 +118,40 @@ def _weights(original: Any, quantized: Any, metadata: Mapping[str, str] | None, 
 
 
 def _log10(x: float) -> float:
-    import math
-
     return math.log10(x) if x > 0 else -99.9
 
 
-def _loads(quantized: nn.Module, result: ValidationResult) -> None:
-    """Whether the state dict fits the module, and every float in it is finite."""
+def _loading(original: Any, quantized: nn.Module) -> list[str]:
+    """What speaks against the state dict: that it does not load, or has values that are not finite and were before."""
     state = quantized.state_dict()
-    bad = [n for n, t in state.items() if isinstance(t, Tensor) and t.is_floating_point() and not t.isfinite().all()]
-    if bad:
-        result.errors.append(f"values that are not finite in {', '.join(bad[:8])}")
+    before = original.state_dict() if isinstance(original, nn.Module) else {}
+    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    bad = [n for n, t in tensors.items() if not _tensors.finite(t) and (n not in before or _tensors.finite(before[n]))]
+    errors = [f"values that are not finite in {', '.join(bad[:8])}"] if bad else []
     try:
         quantized.load_state_dict(state, strict=True)
     except RuntimeError as e:
-        result.errors.append(f"the state dict does not load: {e}")
+        errors.append(f"the state dict does not load: {e}")
+    return errors
 
 
 def first_inputs(data: Any) -> Any:
     """The first batch of calibration data, without using up an iterator."""
-    if isinstance(data, (Tensor, dict)):
+    if isinstance(data, (Tensor, Mapping)) or not isinstance(data, Iterable):
         return data
-    if isinstance(data, (list, tuple)) or hasattr(data, "dataset"):
+    if isinstance(data, Iterator):
+        return None
+    with torch.random.fork_rng():  # a shuffling DataLoader draws numbers
         return next(iter(data), None)
-    return None
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:
     from .calibration import run_on
 
-    training = {m: m.training for m in model.modules()}
-    model.eval()
+    training = {module: module.training for module in model.modules()}
     try:
+        for module in training:
+            module.training = False  # not eval(), which some models override to do more
         with torch.no_grad():
             return run_on(model, inputs)
     finally:
@@ -147,7 +159,7 @@ def _call(model: nn.Module, inputs: Any) -> Any:
             module.training = mode
 
 
-def _floats(output: Any) -> Iterable[Tensor]:
+def _floats(output: Any) -> Iterator[Tensor]:
     """The float tensors of a model's output, whatever its form."""
     if isinstance(output, Tensor):
         if output.is_floating_point():
@@ -158,16 +170,28 @@ def _floats(output: Any) -> Iterable[Tensor]:
     elif isinstance(output, (list, tuple)):
         for value in output:
             yield from _floats(value)
+    elif dataclasses.is_dataclass(output):
+        for item in dataclasses.fields(output):
+            yield from _floats(getattr(output, item.name))
 
 
 def _runs(original: nn.Module, quantized: nn.Module, inputs: Any, result: ValidationResult) -> None:
-    expected = list(_floats(_call(original, inputs)))
+    try:
+        expected = list(_floats(_call(original, inputs)))
+    except MonoQuantError:
+        raise
+    except Exception as e:
+        what = f"the model does not run on the sample input: {type(e).__name__}: {e}"
+        raise InputError(what, "a tensor, a tuple of positional, or a dict of keyword inputs") from e
     try:
         found = list(_floats(_call(quantized, inputs)))
     except Exception as e:
         result.errors.append(f"the quantized model does not run: {type(e).__name__}: {e}")
         return
     result.ran = True
+    if not expected:
+        result.warnings.append("outputs were not compared: the model returned no float tensors")
+        return
     if [t.shape for t in found] != [t.shape for t in expected]:
         result.errors.append("the quantized model's outputs have other shapes")
         return
@@ -181,38 +205,3 @@ def _runs(original: nn.Module, quantized: nn.Module, inputs: Any, result: Valida
         result.output_sqnr_db = 999.0 if noise == 0 else 10 * _log10(signal / noise)
         if result.output_error > 0.5:
             result.warnings.append(f"outputs differ by {result.output_error:.0%} of their size on the sample input")
-
-
-def check_accuracy_warnings(
-    result: QuantizationResult, accuracy_warning: str = "warn", sqnr_warning_threshold: float | None = None,
-    sqnr_error_threshold: float | None = None,
-) -> list[str]:
-    """Warnings about a low SQNR, layer by layer and overall, added to `result.info.warnings`.
-
-    accuracy_warning: "warn"; "error" raises ValidationError where the error threshold is not met; "ignore".
-    Thresholds in dB; by default those of `LOW_SQNR_DB`.
-    """
-    if accuracy_warning not in ("error", "warn", "ignore"):
-        raise ConfigurationError(f"accuracy_warning={accuracy_warning!r}", "'error', 'warn' or 'ignore'")
-    info = result.info
-    low, least = LOW_SQNR_DB[info.bits]
-    low = low if sqnr_warning_threshold is None else sqnr_warning_threshold
-    least = least if sqnr_error_threshold is None else sqnr_error_threshold
-    if accuracy_warning == "ignore":
-        return []
-    found = []
-    for name, sqnr in info.layer_sqnr_db.items():
-        if sqnr < low:
-            found.append(f"{name}: SQNR {sqnr:.1f} dB, under {low:g} dB")
-    if info.sqnr_db is not None and info.sqnr_db < least:
-        text = f"SQNR {info.sqnr_db:.1f} dB over all layers, under {least:g} dB"
-        if accuracy_warning == "error":
-            raise ValidationError(text, "more bits, smaller groups, weight_observer='mse', or skip the worst layers")
-        found.append(text)
-    info.warnings += [w for w in found if w not in info.warnings]
-    return found
-
-
-def is_quantized(model: nn.Module) -> bool:
-    """Whether a module holds quantized ones."""
-    return any(isinstance(m, QuantizedModule) for m in model.modules())

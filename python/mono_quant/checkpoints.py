@@ -1,0 +1,97 @@
+"""State dicts and files, which have no modules: names and shapes tell what their tensors are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import _native
+from .exceptions import ConfigurationError, InputError
+from .options import Options, is_standard, layer_type
+from .progress import Progress
+from .results import QuantizationResult, info_of
+from .run import Run, statistics
+
+if TYPE_CHECKING:
+    import torch
+
+
+def quantize_file(model: str, options: Options, run: Run) -> QuantizationResult:
+    """Streams a file or directory into another. Needs no torch."""
+    with statistics(run.calibration) as more:
+        progress = Progress("quantize", 1, run.show_progress)
+
+        def advance(done: int, total: int) -> None:
+            progress.total = max(total, 1)
+            progress(done)
+
+        output = str(Path(run.output or "").expanduser())
+        arguments = options.arguments(_types(options)) + more
+        report = json.loads(_native.quantize_file(model, output, arguments, run.device, run.force, advance))
+        progress.finish()
+    return QuantizationResult(None, info_of(options, report), path=Path(report["output"]))
+
+
+def quantize_checkpoint(model: str | Mapping[str, Any], options: Options, run: Run) -> QuantizationResult:
+    """A path or a state dict into a state dict."""
+    from . import _tensors
+
+    types = _types(options)
+    if isinstance(model, str):
+        given: Any = model
+        tied: Mapping[str, str] = {}
+    else:
+        _check_state_dict(model)
+        given, tied = _tensors.source("state dict", model), _tensors.tied_names(model)
+    with statistics(run.calibration) as more:
+        plan = _native.quantize_model(given, options.arguments(types, tied) + more)
+    outputs, report = compute(plan, run)
+    tensors = _tensors.with_tied(outputs, plan.tied)
+    if not isinstance(model, str):
+        origin = {name: tensor.device for name, tensor in model.items()}
+        tensors = {n: t.to(_origin(n, origin)) for n, t in tensors.items()}
+    info = info_of(options, report, plan.tied)
+    info.warnings += _tensors.not_finite({name: outputs[name] for name in info.skip_reasons if name in outputs})
+    return QuantizationResult(tensors, info, metadata=plan.metadata, order=list(outputs))
+
+
+def compute(plan: _native.Plan, run: Run) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors of a plan, and the engine's report."""
+    from . import _tensors
+
+    progress = Progress("quantize", plan.work, run.show_progress)
+    outputs, report = _tensors.run(plan, run.device, progress if run.show_progress else None)
+    progress.finish()
+    return outputs, report
+
+
+def _types(options: Options) -> tuple[str, ...]:
+    """Layer types for tensors without modules, less those that are skipped."""
+    for kind in (*options.skip_types, *(options.layer_types or ())):
+        if not is_standard(kind):
+            raise ConfigurationError(f"{kind!r}: files and state dicts tell no classes of one's own",
+                                     "skip=[…] and layer_names=[…], or pass the module")
+    skipped = {layer_type(kind) for kind in options.skip_types}
+    types = tuple(kind for kind in options.types() if kind not in skipped)
+    if not types:
+        raise ConfigurationError("skip_types leaves no layer type", "layer_types=[…] adds others to linear layers")
+    return types
+
+
+def _check_state_dict(state: Mapping[Any, Any]) -> None:
+    import torch
+
+    wrong = [k for k, v in state.items() if not isinstance(k, str) or not isinstance(v, torch.Tensor)]
+    if wrong or not state:
+        what = f"{wrong[0]!r} is no name of a tensor" if wrong else "it is empty"
+        raise InputError(f"the dict is no state dict: {what}", "pass model.state_dict()")
+
+
+def _origin(name: str, devices: Mapping[str, Any]) -> Any:
+    """The device that a tensor came from, or that its weight did."""
+    from ._tensors import SUFFIXES
+
+    stems = (name.removesuffix(suffix) for suffix in SUFFIXES)
+    return next((devices[stem] for stem in stems if stem in devices), "cpu")
