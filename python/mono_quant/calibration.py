@@ -319,3 +319,12 @@ def _why_unreached(model: nn.Module, name: str) -> str:
     if isinstance(parent, nn.MultiheadAttention):
         return " (nn.MultiheadAttention uses its weight without calling it)"
     return " by the data"
+
+
+def run_on(model: nn.Module, inputs: Any) -> Any:
+    """Calls the model with one batch, in any form that calibration data have, as calibration would; the model and torch's
+    random state are left as they were."""
+    device, dtype = placement(model.parameters(), model.buffers())
+    (batch,) = Batches([inputs], model.forward, device, dtype, 1, cut=False)
+    with _as_it_was(model, device):
+        return model(*batch.args, **batch.kwargs)
