@@ -159,7 +159,7 @@ def _items(data: Any) -> Iterator[Any]:
         return iter([data])
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         raise InputError(
-            f"{type(data).__name__} is a dataset of single samples; torch.utils.data.DataLoader(dataset, batch_size=32) "
+            f"{type(data).__name__} is a dataset of samples; torch.utils.data.DataLoader(dataset, batch_size=32) "
             "makes batches of it"
         )
     if isinstance(data, (str, bytes)):

@@ -124,10 +124,7 @@ def calibrate(
     InputError: no data, data of another form, NaN in a layer's input, or an input on which the model raises.
     """
     make = maker(observer)
-    if isinstance(num_calibration_samples, bool) or not isinstance(num_calibration_samples, int):
-        raise ConfigurationError(f"num_calibration_samples={num_calibration_samples!r}; a whole number from 1 on")
-    if num_calibration_samples < 1:
-        raise ConfigurationError(f"num_calibration_samples={num_calibration_samples}; a whole number from 1 on")
+    check_samples(num_calibration_samples)
     modules = _chosen(model, layers)
     device, dtype = placement(model.parameters(), model.buffers())
     recorder = Recorder({name: make() for name in modules})
@@ -144,6 +141,12 @@ def calibrate(
         progress.finish()
     never = {name: _why_unreached(model, name) for name in modules}
     return recorder.result(symmetric, batches, never)
+
+
+def check_samples(n: Any) -> None:
+    """ConfigurationError if this is no number of samples."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ConfigurationError(f"num_calibration_samples={n!r}; a whole number from 1 on")
 
 
 class Recorder:
@@ -195,7 +198,7 @@ class Recorder:
         """`never`: what to say of layers if they were not reached."""
         found = Calibration(self.observers, symmetric, batches.samples, batches.count, list(batches.dropped))
         if batches.samples < FEW:
-            found.warnings.append(f"only {batches.samples} samples were given; 100 or more make ranges that hold for other data")
+            found.warnings.append(f"only {batches.samples} samples were given; 100 or more make ranges that hold")
         unreached = set(found.unreached)
         for name, observer in self.observers.items():
             if name in unreached:
@@ -243,7 +246,7 @@ def _chosen(model: nn.Module, layers: Iterable[str] | None) -> dict[str, nn.Modu
         if own not in fit:
             kind = type(every[name]).__name__
             raise ConfigurationError(
-                f"layers: {name!r} is {kind}, whose inputs are not quantized; linear layers and convolutions are accepted"
+                f"layers: the inputs of {name!r} ({kind}) stay float; linear layers and convolutions are accepted"
             )
         chosen[own] = fit[own]
     if not chosen:
@@ -293,7 +296,7 @@ def _version(tensor: Tensor) -> int:
 @contextlib.contextmanager
 def _layer_by_layer(model: nn.Module) -> Iterator[None]:
     """Has the model call all its layers: compiled code does not see hooks that came later, and torch's transformers
-    have fused kernels, beside which an encoder gives its layers nested tensors, which they refuse if there are hooks."""
+    have fused kernels, and an encoder then gives its layers nested tensors, which they refuse if there are hooks."""
     compiled = any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules())
     stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
     fused = torch.backends.mha.get_fastpath_enabled()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .batches import Batches, first_line
-from .calibration import Calibration, Recorder, placement
+from .calibration import Calibration, Recorder, check_samples, placement
 from .exceptions import InputError
 from .observers import Observer, maker
 from .progress import Progress
@@ -87,8 +87,8 @@ def load_samples(path: Path) -> Any:
         raise InputError(f"{path}: {(e.strerror or str(e)).lower()}; torch.save writes samples") from e
     except Exception as e:  # torch's own words advise to load what may be harmful
         raise InputError(
-            f"{path} holds no samples, or more than weights_only=True reads; torch.save a tensor, or a list of tensors, "
-            "tuples or dicts"
+            f"{path} holds no samples, or more than weights_only=True reads; torch.save a tensor, or a list of "
+            "tensors, tuples or dicts"
         ) from e
 
 
@@ -107,6 +107,7 @@ def calibrate_program(
     InputError: also if the file is no program, or multiplies with no weight of its state dict.
     """
     make = maker(observer)
+    check_samples(num_calibration_samples)
     program = load_program(Path(path).expanduser())
     if not isinstance(data, (Tensor, Mapping)) and isinstance(data, Iterator):
         data = list(data)  # it may be gone through twice
@@ -166,8 +167,8 @@ def _result(
         kernels = ", ".join(sorted(set(watch.others.values())))
         why = f"its weights go into {kernels}" if kernels else "it has no such layer, or was frozen"
         raise InputError(
-            f"{program.name}: no linear layer or convolution is seen that has a weight of its state dict: {why}; save it "
-            "by torch.export, unfrozen and without autocast"
+            f"{program.name}: no linear layer or convolution is seen that has a weight of its state dict: {why}; save "
+            "it by torch.export, unfrozen and without autocast"
         )
     seen, never = {}, {}
     for name in watch.layers:

@@ -19,7 +19,7 @@ OBSERVERS = ("histogram", "minmax", "moving_average", "percentile")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command with these arguments. Returns the exit code: 0 done, 1 failed, 2 wrong usage or refused input."""
+    """Runs the command with arguments. Returns the exit code: 0 done, 1 failed, 2 wrong usage or refused input."""
     try:
         options = _parser().parse_args(list(argv))
     except SystemExit as e:

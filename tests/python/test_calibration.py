@@ -1,4 +1,4 @@
-"""calibrate(): every form of data, the model left alone, poor data named, and the scales that the engine makes of it."""
+"""calibrate(): every form of data, the model left alone, poor data named, the scales that the engine makes of it."""
 
 import copy
 import random
@@ -255,8 +255,8 @@ BAD_DATA = {
     "no tensors": ([IMAGES, {"image": "cat.png"}], "batch 1 holds no tensor"),
     "an empty batch": ([IMAGES, IMAGES[:0]], r"batch 1 is empty: its first tensor is \[0, 3, 7, 7\]"),
     "a dataset": (TensorDataset(IMAGES), r"TensorDataset is a dataset.*DataLoader\(dataset, batch_size=32\)"),
-    "NaN": ([IMAGES, NAN], r"batch 1 \(\[2, 3, 7, 7\] float32\): the input of layer 'body.conv.1': 2 of 294 values are NaN"),
-    "wrong shapes": ([IMAGES, IMAGES[:, :2]], r"batch 1 \(\[24, 2, 7, 7\] float32\).*RuntimeError.*in layer 'body.conv.1'"),
+    "NaN": ([IMAGES, NAN], r"batch 1 \(\[2, 3, 7, 7\] float32\): .* layer 'body.conv.1': 2 of 294 values are NaN"),
+    "wrong shapes": ([IMAGES, IMAGES[:, :2]], r"batch 1 \(\[24, 2, 7, 7\] float32\).* in layer 'body.conv.1'"),
     "labels as inputs": ([(IMAGES, torch.zeros(24, 9))], "forward got shift too"),
     "raising": (raising(), "batch 1: the data raised OSError: the disk is gone"),
 }  # fmt: skip
@@ -276,7 +276,7 @@ def test_bad_arguments_are_refused(net):
         ({"observer": "mean"}, "observer='mean'"),
         ({"observer": MinMaxObserver(axis=1)}, "one scale"),
         ({"layers": ["haed"]}, "no module 'haed'; head"),
-        ({"layers": ["body.conv.2"]}, "'body.conv.2' is BatchNorm2d"),
+        ({"layers": ["body.conv.2"]}, r"'body.conv.2' \(BatchNorm2d\)"),
         ({"layers": "head"}, "one name"),
         ({"layers": []}, "layers is empty"),
         ({"num_calibration_samples": 0}, "from 1 on"),
