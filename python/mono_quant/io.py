@@ -16,6 +16,9 @@ from .results import QuantizationResult
 from .run import existing
 
 
+ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+
 def save_model(
     model: Any, path: str | Path, *, metadata: Mapping[str, str] | None = None, overwrite: bool = True
 ) -> Path:
@@ -28,6 +31,9 @@ def save_model(
 
     ConfigurationError: the name says no format. QuantizationError: the file exists and `overwrite` is False.
     """
+    target = Path(path).expanduser()
+    if target.suffix not in ENDINGS:
+        raise ConfigurationError(f"{target}: the name must say the format", f"a name that ends in {', '.join(ENDINGS)}")
     kept: dict[str, str] = {}
     order: list[str] = []
     if isinstance(model, QuantizationResult):
@@ -49,7 +55,6 @@ def save_model(
     weights = _weight_ties(_tensors.tied_names(ordered))
     kept = {"format": "pt"} | kept | {k: str(v) for k, v in (metadata or {}).items()}
     name, entries, _, config, read = _tensors.source("the model in memory", ordered)
-    target = Path(path).expanduser()
     _native.save((name, entries, weights, config, read), str(target), kept, overwrite)
     return target
 
@@ -124,8 +129,12 @@ def dequantize_model(model: Any, dtype: torch.dtype = torch.float32) -> Any:
     if isinstance(model, nn.Module):
         return models.replaced(model, lambda module: module.to_float()).to(dtype)
     given = _tensors.source("state dict", model) if isinstance(model, Mapping) else existing(model)
-    plan = _native.dequantize(given, str(dtype).removeprefix("torch."))
+    items = json.loads(_native.inspect_model(given))["items"]
+    cast = not any(item.get("scheme") for item in items) and any(item["kind"] in ("F16", "BF16") for item in items)
+    plan = _native.load(given) if cast else _native.dequantize(given, str(dtype).removeprefix("torch."))
     tensors, _ = _tensors.run(plan, "cpu")
+    if cast:
+        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     return _tensors.with_tied(tensors, plan.tied)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from .exceptions import ConfigurationError
 
 _FLAGS = {re.IGNORECASE: "i", re.MULTILINE: "m", re.DOTALL: "s", re.VERBOSE: "x"}
+_FOREIGN = re.compile(r"\(\?<?[=!]|\\[1-9]|\(\?P=|\(\?\(")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ def named(pattern: Any) -> Pattern:
     """A compiled pattern is taken as it is, a glob (`encoder.*.fc?`) covers whole names, and any other text is a name or
     a part of one between dots: `fc1`, `encoder.0`."""
     if isinstance(pattern, re.Pattern) and isinstance(pattern.pattern, str):
+        if _FOREIGN.search(pattern.pattern):
+            raise ConfigurationError(f"{pattern.pattern!r} looks around or back, which the engine's expressions cannot",
+                                     "a simpler expression, or several")
         flags = "".join(letter for flag, letter in _FLAGS.items() if pattern.flags & flag)
         return Pattern(f"(?{flags}){pattern.pattern}" if flags else pattern.pattern, pattern.pattern)
     if not isinstance(pattern, str) or not pattern:

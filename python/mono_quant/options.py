@@ -98,9 +98,9 @@ class Options:
 
         tied: other names of tensors, which count as much as those that the engine sees.
         """
-        found = ["--bits", str(self.bits), "--layer-types", ",".join(types), "--min-params", str(self.min_params)]
+        found = ["--bits", str(self.bits), "--min-params", str(self.min_params)]
         if self.bits != 16:
-            found += ["--scheme", self.scheme, "--on-mismatch", "shrink"]
+            found += ["--layer-types", ",".join(types), "--scheme", self.scheme, "--on-mismatch", "shrink"]
             if self.group_size is not None:
                 found += ["--group-size", str(self.group_size)]
             if not self.per_channel:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _native, _tensors, models
-from .exceptions import ConfigurationError, InputError, MonoQuantError, ValidationError
+from .exceptions import ConfigurationError, InputError, MonoQuantError, QuantizationError, ValidationError
 from .options import one_of
 from .results import MEGABYTE, QuantizationResult
 from .run import ON_FAILURE, existing
@@ -65,7 +65,10 @@ def validate_quantization(
     if sample_input is not None and not modules:
         raise ConfigurationError("sample_input= is for two modules: files and state dicts cannot run", "leave it out")
     result = ValidationResult()
-    _weights(original, quantized, metadata, result)
+    try:
+        _weights(original, quantized, metadata, result)
+    except QuantizationError as e:  # codes that cannot be decoded, or nothing in common
+        result.errors.append(str(e))
     if isinstance(quantized, nn.Module):
         result.errors += _loading(original, quantized)
         if sample_input is not None:
