@@ -25,7 +25,7 @@ def test_a_files_tensors_are_the_modules_state(kind, scheme, symmetric, tmp_path
     before = {name: value.clone() for name, value in original.state_dict().items()}
     save_file({f"{kind}.{name}": value for name, value in before.items()}, tmp_path / "in.safetensors")
     sign = "symmetric" if symmetric else "asymmetric"
-    types = "linear,conv2d,lstm,embedding"
+    types = "linear,conv2d,lstm,gru,embedding"
     quantize(
         tmp_path / "in.safetensors", tmp_path / "q.safetensors", "--layer-types", types, "--scheme", sign, *options
     )
