@@ -78,7 +78,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
 }
 
 /// What the options of `monoquant quantize` ask for, without a model.
-pub(crate) fn request(options: &[String]) -> Result<(Request, OnNonFinite)> {
+pub fn request(options: &[String]) -> Result<(Request, OnNonFinite)> {
     let whole = ["monoquant", "quantize", "--model", "memory"].into_iter().map(str::to_owned);
     match Cli::try_parse_from(whole.chain(options.iter().cloned())) {
         Ok(Cli { command: Command::Quantize(args) }) => Ok((args.request()?, args.on_non_finite())),
@@ -135,6 +135,9 @@ fn dispatch(command: Command) -> Result<()> {
                 false => Err(Error::Refused(validation.problems)),
             }
         }
+        Command::Calibrate(_) => Err(Error::Usage(
+            "calibrate runs a model, and so needs torch; accepted: pip install mono-quant, and its monoquant calibrate".into(),
+        )),
         Command::Devices(args) => devices(args.check, args.json),
     }
 }

@@ -13,7 +13,7 @@ use crate::{
 use rayon::prelude::*;
 use serde::Serialize;
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap, HashSet},
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -50,6 +50,8 @@ pub struct Comparison {
     pub differences: Vec<Difference>,
     /// Names that only one of them has.
     pub only: [Vec<String>; 2],
+    /// Which part of each file was read, and what was left.
+    pub notes: Vec<String>,
     /// Common names that cannot be compared, or integers that differ.
     pub unlike: Vec<String>,
 }
@@ -59,8 +61,10 @@ struct Side {
     source: Source,
     weights: HashMap<String, Weight>,
     names: Vec<String>,
+    tied: BTreeMap<String, String>,
 }
 
+#[derive(Clone)]
 enum Weight {
     Stored(usize, Option<Origin>),
     Coded(Box<CodedLayer>, (Vec<u32>, Vec<i32>)),
@@ -83,7 +87,19 @@ impl Side {
             names.push(layer.name.clone());
             weights.insert(layer.name.clone(), Weight::Coded(Box::new(layer), parameters));
         }
-        Ok(Side { tensors, source, weights, names })
+        Ok(Side { tensors, source, weights, names, tied: checkpoint.tied().clone() })
+    }
+
+    /// Takes up other names of weights that the other side stores on their own.
+    fn untie(&mut self, other: &[String]) {
+        let own: HashSet<&String> = other.iter().collect();
+        for (alias, name) in self.tied.iter().filter(|(alias, _)| own.contains(alias)) {
+            if let (Some(weight), false) = (self.weights.get(name).cloned(), self.weights.contains_key(alias))
+            {
+                self.names.push(alias.clone());
+                self.weights.insert(alias.clone(), weight);
+            }
+        }
     }
 
     fn bytes(&self, weight: &Weight) -> u64 {
@@ -139,7 +155,15 @@ pub fn compare(a: &Path, b: &Path, interrupted: &AtomicBool) -> Result<Compariso
 
 /// Compares `b` with `a`.
 pub fn compare_checkpoints(a: &Checkpoint, b: &Checkpoint, interrupted: &AtomicBool) -> Result<Comparison> {
-    let sides = [Side::open(a)?, Side::open(b)?];
+    let mut sides = [Side::open(a)?, Side::open(b)?];
+    let names = [0, 1].map(|i: usize| sides[i].names.clone());
+    sides[0].untie(&names[1]);
+    sides[1].untie(&names[0]);
+    let mut notes = Vec::new();
+    for checkpoint in [a, b] {
+        let path = checkpoint.path().display();
+        notes.extend(checkpoint.notes().iter().map(|note| format!("{path}: {note}")));
+    }
     let (a, b) = (a.path(), b.path());
     let mut comparison = Comparison {
         models: [a, b].map(|p| p.display().to_string()),
@@ -148,9 +172,10 @@ pub fn compare_checkpoints(a: &Checkpoint, b: &Checkpoint, interrupted: &AtomicB
         max_error: 0.0,
         differences: Vec::new(),
         only: [Vec::new(), Vec::new()],
+        notes,
         unlike: Vec::new(),
     };
-    let mut matched: [std::collections::HashSet<String>; 2] = Default::default();
+    let mut matched: [HashSet<String>; 2] = Default::default();
     let mut total = Squares::default();
     for name in &sides[1].names {
         if interrupted.load(Ordering::Relaxed) {

@@ -45,8 +45,9 @@ fn raised(error: Error) -> PyErr {
         Error::Interrupted => return pyo3::exceptions::PyKeyboardInterrupt::new_err(error.to_string()),
     };
     Python::attach(|py| {
-        let made =
-            py.import("mono_quant.exceptions").and_then(|m| m.getattr(class)?.call1((error.to_string(),)));
+        let made = py
+            .import("mono_quant.exceptions")
+            .and_then(|m| m.getattr("of_engine")?.call1((class, error.to_string())));
         made.map_or_else(|e| e, PyErr::from_value)
     })
 }

@@ -28,6 +28,10 @@ const ACCEPTED: &str = "accepted: a .safetensors file, a checkpoint of torch (.p
                         with one, or with the index of several";
 /// Prefixes that wrappers put before every name: DataParallel, torch.compile.
 const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
+/// Wrappers in wrappers.
+const WRAPPED: usize = 8;
+/// Names that a message shows of many.
+const SHOWN: usize = 8;
 
 /// The headers of a model's weight files, and what lies beside them.
 #[derive(Debug)]
@@ -156,6 +160,12 @@ impl Checkpoint {
     /// Adds the tensors of a file: all, or those that the index names.
     fn add(&mut self, path: PathBuf, listed: Option<(&Path, &HashSet<String>)>) -> Result<()> {
         let mut header = read_header(&path)?;
+        // Tensors may share a storage, so that together they may be larger than any file.
+        let mut sizes = header.tensors.iter().map(|(info, ..)| info.bytes());
+        let before: u64 = self.tensors.iter().map(|t| t.info.bytes()).sum();
+        if sizes.try_fold(before, u64::checked_add).is_none() {
+            return Err(Error::format(&path, "holds tensors of more bytes than 64 bits can count"));
+        }
         if let Some((_, names)) = listed {
             prefer_listed(&mut header, names);
         }
@@ -201,11 +211,14 @@ impl Checkpoint {
 
     /// Takes off what a wrapper put before every name, and takes up ties that an earlier run noted.
     fn unwrap_names(&mut self) {
-        while let Some(prefix) = WRAPPERS.into_iter().find(|prefix| {
-            let mut names = self.tensors.iter().map(|t| &t.info.name).chain(self.tied.keys());
-            !self.tensors.is_empty()
-                && names.all(|name| name.len() > prefix.len() && name.starts_with(prefix))
-        }) {
+        for _ in 0..WRAPPED {
+            let Some(prefix) = WRAPPERS.into_iter().find(|prefix| {
+                let mut names = self.tensors.iter().map(|t| &t.info.name).chain(self.tied.keys());
+                !self.tensors.is_empty()
+                    && names.all(|name| name.len() > prefix.len() && name.starts_with(prefix))
+            }) else {
+                break;
+            };
             let unwrapped = |name: &str| name[prefix.len()..].to_owned();
             self.tensors.iter_mut().for_each(|t| t.info.name = unwrapped(&t.info.name));
             self.tied = self.tied.iter().map(|(a, b)| (unwrapped(a), unwrapped(b))).collect();
@@ -300,11 +313,12 @@ fn read_header(path: &Path) -> Result<Header> {
     let size = file.metadata().map_err(Error::io("read", path))?.len();
     let mut start = vec![0; size.min(512) as usize];
     handles::read_at(&file, 0, &mut start).map_err(Error::io("read", path))?;
+    // before torch's old stream, whose first byte may be one of the length in front of the header
+    if start.get(7..9) == Some(b"\0{") {
+        return safetensors::read_header(path);
+    }
     if torch::is_torch(&start) {
         return torch::read(path, &file, size, &start);
-    }
-    if start.get(8) == Some(&b'{') {
-        return safetensors::read_header(path);
     }
     let what = if start.is_empty() { "is empty" } else { "begins like no checkpoint that is read" };
     Err(Error::format(path, format!("{what}; {ACCEPTED}")))
@@ -335,10 +349,14 @@ fn has_extension(path: &Path, extension: &str) -> bool {
 
 /// Names for a message: the first few, and how many more there are.
 fn enumerate<T: AsRef<str>>(names: &[T]) -> String {
-    const SHOWN: usize = 8;
-    let shown: Vec<String> = names.iter().take(SHOWN).map(|n| format!("`{}`", n.as_ref())).collect();
-    match names.len() - shown.len() {
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
+    enumerate_some(&names[..names.len().min(SHOWN)], names.len())
+}
+
+/// The same where only the first few of `all` are at hand.
+fn enumerate_some<T: AsRef<str>>(shown: &[T], all: usize) -> String {
+    let names: Vec<String> = shown.iter().map(|n| format!("`{}`", n.as_ref())).collect();
+    match all - names.len() {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names.join(", ")),
     }
 }

@@ -23,6 +23,8 @@ pub struct Validation {
     pub tensors: usize,
     /// Whether a config.json was checked.
     pub config: bool,
+    /// Which part of a file was read, and what was left.
+    pub notes: Vec<String>,
     /// What is wrong; empty is good.
     pub problems: Vec<String>,
 }
@@ -37,6 +39,7 @@ pub fn validate(model: &Path) -> Result<Validation> {
         layers: 0,
         tensors: tensors.len(),
         config: checkpoint.config().is_some(),
+        notes: checkpoint.notes().to_vec(),
         problems: Vec::new(),
     };
     let found = match layers(&checkpoint, &source) {

@@ -2,7 +2,8 @@
 
 use std::{fs, path::Path};
 
-const ROOMS: [(&str, &[&str]); 14] = [
+const ROOMS: [(&str, &[&str]); 15] = [
+    ("pyo3::", &["src/python.rs", "src/python/"]),
     ("rawzip::", &["src/reader/torch/archive.rs"]),
     ("crc32fast::", &["src/writer.rs", "src/writer/checksum.rs", "src/writer/torch.rs"]),
     ("wgpu::", &["src/gpu.rs", "src/gpu/"]),
@@ -16,7 +17,7 @@ const ROOMS: [(&str, &[&str]); 14] = [
     ("fs4::", &["src/writer.rs", "src/writer/destination.rs"]),
     ("tempfile::", &["src/writer.rs", "src/writer/destination.rs"]),
     ("multiversion::", &["src/kernels/"]),
-    ("unsafe {", &["src/gpu.rs", "src/main.rs"]),
+    ("unsafe {", &["src/gpu.rs", "src/main.rs", "src/python/tensors.rs"]),
 ];
 
 #[test]

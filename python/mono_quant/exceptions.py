@@ -50,7 +50,6 @@ class MonoQuantError(Exception):
     """
 
     def __init__(self, message: str, suggestion: str | None = None) -> None:
-        message = spoken(message)
         super().__init__(message)
         if suggestion is None and "; " in message:
             suggestion = message.rsplit("; ", 1)[1]
@@ -74,3 +73,9 @@ class QuantizationError(MonoQuantError):
 
 class ValidationError(MonoQuantError):
     """A result that does not hold what was asked of it."""
+
+
+def of_engine(name: str, message: str) -> MonoQuantError:
+    """The exception of this name for a message of the engine's."""
+    classes = {c.__name__: c for c in (ConfigurationError, InputError, QuantizationError)}
+    return classes[name](spoken(message))

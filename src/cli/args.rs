@@ -38,8 +38,18 @@ pub enum Command {
     Compare(Compare),
     /// Check that a quantized checkpoint is whole, finite and loadable
     Validate(Model),
+    /// Record statistics of a program's inputs for --calibration (in the Python package, as it runs the program)
+    Calibrate(Calibrate),
     /// List GPUs, and check that they compute what the CPU computes
     Devices(Devices),
+}
+
+#[derive(Args)]
+#[command(disable_help_flag = true)]
+pub struct Calibrate {
+    /// --program model.pt2 --data samples.pt, and more that the Python package explains
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    _rest: Vec<String>,
 }
 
 /// Where results go, and how they are computed.

@@ -245,6 +245,9 @@ pub fn comparison(comparison: &Comparison) {
         ]);
     }
     say!("{}", rows.trim_fmt());
+    for note in &comparison.notes {
+        say!("note: {note}");
+    }
     for unlike in &comparison.unlike {
         say!("not comparable: {unlike}");
     }
@@ -264,6 +267,9 @@ pub fn comparison(comparison: &Comparison) {
 }
 
 pub fn validation(validation: &Validation) {
+    for note in &validation.notes {
+        say!("note: {note}");
+    }
     let config = if validation.config { ", config.json" } else { "" };
     let looked = format!(
         "{}: {} quantized layers, {} other tensors{config}",

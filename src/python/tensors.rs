@@ -133,6 +133,10 @@ impl Values {
     }
 
     pub fn get(&self) -> std::result::Result<&[f32], bytemuck::PodCastError> {
-        bytemuck::try_cast_slice(self.0.as_ref())
+        match self.0.as_ref() {
+            // nothing has no alignment
+            [] => Ok(&[]),
+            bytes => bytemuck::try_cast_slice(bytes),
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! Only names that a checkpoint needs ([`globals`]) may occur. Memory is bounded whatever the pickle claims.
 
 use std::collections::HashMap;
-use std::io::{BufRead, Read};
+use std::io::{BufRead, Read, Seek};
 
 mod globals;
 mod opcodes;
@@ -17,6 +17,8 @@ const BUDGET: usize = 512 << 20;
 const DEEPEST: usize = 1 << 23;
 /// Longest name or number in decimal digits.
 const LONGEST_LINE: u64 = 4096;
+/// Longest name of a class, with its module.
+const LONGEST_CLASS: usize = 1024;
 
 /// What a pickle holds. Containers refer to other values, and a hostile pickle may let them refer in circles.
 #[derive(Debug, Clone)]
@@ -194,7 +196,7 @@ struct Unpickler<R> {
 }
 
 /// Reads one pickle up to its end, and returns its values and the one that it stands for.
-pub(super) fn read(input: impl BufRead, script: bool) -> Result<(Arena, Id), Problem> {
+pub(super) fn read(input: impl BufRead + Seek, script: bool) -> Result<(Arena, Id), Problem> {
     let mut unpickler = Unpickler {
         input,
         arena: Arena::default(),
@@ -207,7 +209,7 @@ pub(super) fn read(input: impl BufRead, script: bool) -> Result<(Arena, Id), Pro
     Ok((unpickler.arena, root))
 }
 
-impl<R: BufRead> Unpickler<R> {
+impl<R: BufRead + Seek> Unpickler<R> {
     fn byte(&mut self) -> Result<u8, Problem> {
         Ok(self.bytes::<1>()?[0])
     }
@@ -231,17 +233,20 @@ impl<R: BufRead> Unpickler<R> {
         }
     }
 
-    /// Passes over `length` bytes.
+    /// Passes over `length` bytes, which are not read.
     fn skip(&mut self, length: u64) -> Result<(), Problem> {
-        let passed = std::io::copy(&mut (&mut self.input).take(length), &mut std::io::sink())?;
-        if passed == length { Ok(()) } else { Err("the pickle is cut off".into()) }
+        let length = i64::try_from(length).map_err(|_| Problem::from("the pickle is cut off"))?;
+        Ok(self.input.seek_relative(length)?)
     }
 
     fn line(&mut self) -> Result<String, Problem> {
         let mut line = Vec::new();
         (&mut self.input).take(LONGEST_LINE).read_until(b'\n', &mut line)?;
         if line.pop() != Some(b'\n') {
-            return Err("the pickle has a line without end".into());
+            let longest = line.len() as u64 + 1 >= LONGEST_LINE;
+            return Err(
+                if longest { "the pickle has a line without end" } else { "the pickle is cut off" }.into()
+            );
         }
         String::from_utf8(line).map_err(|_| "the pickle has a line that is not UTF-8".into())
     }
@@ -333,6 +338,10 @@ impl<R: BufRead> Unpickler<R> {
     }
 
     fn push_global(&mut self, module: &str, name: &str) -> Result<(), Problem> {
+        if module.len() + name.len() > LONGEST_CLASS {
+            let length = module.len() + name.len();
+            return Err(Problem::Other(format!("the pickle names a class by {length} bytes")));
+        }
         let name = globals::canonical(module, name);
         match globals::allowed(&name) || self.script && globals::of_script(&name) {
             true => self.push(Value::Global(name.into())),

@@ -42,12 +42,16 @@ pub(super) fn read_header(path: &Path) -> Result<Header> {
     if length > LARGEST {
         return Err(wrong(format!("the header claims {length} bytes; accepted: up to {LARGEST}")));
     }
-    let mut header = vec![0; length as usize];
-    file.read_exact(&mut header).map_err(Error::io("read", path))?;
-    let text = str::from_utf8(&header).map_err(|e| wrong(format!("the header is not UTF-8: {e}")))?;
-    if !text.starts_with('{') {
+    let mut first = [0];
+    if length > 0 {
+        file.read_exact(&mut first).map_err(Error::io("read", path))?;
+    }
+    if first != *b"{" {
         return Err(wrong("the header is not a JSON object: it does not begin with `{`".into()));
     }
+    let mut header = vec![b'{'; length as usize];
+    file.read_exact(&mut header[1..]).map_err(Error::io("read", path))?;
+    let text = str::from_utf8(&header).map_err(|e| wrong(format!("the header is not UTF-8: {e}")))?;
     let Unique(entries) = serde_json::from_str::<Unique<Entry>>(text)
         .map_err(|e| wrong(format!("the header is not as safetensors prescribes: {e}")))?;
     check(entries, 8 + length, size - 8 - length).map_err(wrong)
@@ -183,6 +187,10 @@ fn tensor(name: &str, fields: Vec<(String, Field)>) -> std::result::Result<(u64,
             false => format!("dtype `{dtype}` is unknown; accepted: {accepted}"),
         }
     })?;
+    // numpy and torch have tensors of up to 64 dimensions
+    if shape.len() > 64 {
+        return Err(format!("it has {} dimensions; accepted: up to 64", shape.len()));
+    }
     let &[begin, end] = offsets.as_slice() else {
         return Err(format!("`data_offsets` has {} numbers instead of 2", offsets.len()));
     };

@@ -1,9 +1,10 @@
 //! The opcodes of pickle protocols 0 to 5.
 
 use super::{Id, Problem, Unpickler, Value};
-use std::io::BufRead;
+use std::io::{BufRead, Seek};
+use std::num::IntErrorKind::{NegOverflow, PosOverflow};
 
-impl<R: BufRead> Unpickler<R> {
+impl<R: BufRead + Seek> Unpickler<R> {
     /// Runs up to STOP.
     pub(super) fn run(&mut self) -> Result<Id, Problem> {
         loop {
@@ -161,7 +162,7 @@ impl<R: BufRead> Unpickler<R> {
                 let digits = line.strip_suffix('L').unwrap_or(&line);
                 match digits.parse::<i64>() {
                     Ok(n) => n,
-                    Err(e) if *e.kind() == std::num::IntErrorKind::PosOverflow => {
+                    Err(e) if matches!(e.kind(), PosOverflow | NegOverflow) => {
                         return self.push(Value::Big(Box::default()));
                     }
                     Err(_) => return Err("the pickle has a number that is none".into()),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, ErrorKind, Read, Seek, SeekFrom};
 
 use rawzip::{CompressionMethod, RECOMMENDED_BUFFER_SIZE, ZipArchive};
 
@@ -122,7 +122,7 @@ impl<'a> Archive<'a> {
     }
 
     /// Reads a record from its start on.
-    pub fn reader(&self, span: Span) -> BufReader<impl Read> {
+    pub fn reader(&self, span: Span) -> BufReader<Range<'a>> {
         BufReader::with_capacity(1 << 16, Range { file: self.file, at: span.0, end: span.0 + span.1 })
     }
 }
@@ -140,5 +140,18 @@ impl Read for Range<'_> {
         read_at(self.file, self.at, &mut out[..length])?;
         self.at += length as u64;
         Ok(length)
+    }
+}
+
+impl Seek for Range<'_> {
+    /// Positions are those of the file. None lies after the end.
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(by) => self.end.checked_add_signed(by),
+        };
+        self.at = at.filter(|&at| at <= self.end).ok_or(ErrorKind::UnexpectedEof)?;
+        Ok(self.at)
     }
 }

@@ -2,51 +2,26 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufReader, Seek};
 
 use super::super::pickle::{self, Arena, Problem, Value};
 use super::archive::Range;
 use super::state_dict::{Found, find};
 use super::{Storages, report};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::reader::handles::read_at;
 
 /// `0x1950a86a20f9469cfc6c`, the first pickle of a file.
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 const PROTOCOL: i64 = 1001;
 
-/// Counts what is taken from a buffered reader.
-struct Counted<R> {
-    input: R,
-    taken: u64,
-}
-
-impl<R: BufRead> Read for Counted<R> {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.input.read(out)?;
-        self.taken += n as u64;
-        Ok(n)
-    }
-}
-
-impl<R: BufRead> BufRead for Counted<R> {
-    fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
-        self.input.fill_buf()
-    }
-
-    fn consume(&mut self, n: usize) {
-        self.taken += n as u64;
-        self.input.consume(n);
-    }
-}
-
 /// Reads the pickles, and finds the place of every storage.
 pub(super) fn open(path: &std::path::Path, file: &File, size: u64) -> Result<(Found, Storages)> {
     let wrong = |what: &str| report(path, Problem::Other(what.to_owned()));
-    let input = BufReader::with_capacity(1 << 16, Range { file, at: 0, end: size });
-    let mut input = Counted { input, taken: 0 };
-    let (arena, magic) = pickle::read(&mut input, false).map_err(|e| report(path, e))?;
-    if !matches!(arena.get(magic), Value::Big(bytes) if **bytes == MAGIC) {
+    let mut input = BufReader::with_capacity(1 << 16, Range { file, at: 0, end: size });
+    // the values of a pickle go before the next one's come
+    let is_magic = |(arena, id): (Arena, u32)| matches!(arena.get(id), Value::Big(n) if **n == MAGIC);
+    if !pickle::read(&mut input, false).map(is_magic).map_err(|e| report(path, e))? {
         return Err(wrong("is a pickle, but none that torch.save wrote"));
     }
     let mut next = |what: &str| -> Result<(Arena, u32)> {
@@ -55,16 +30,17 @@ pub(super) fn open(path: &std::path::Path, file: &File, size: u64) -> Result<(Fo
             e => report(path, e),
         })
     };
-    let (arena, version) = next("protocol version")?;
-    if arena.int(version) != Some(PROTOCOL) {
+    let version = next("protocol version").map(|(arena, id)| arena.int(id))?;
+    if version != Some(PROTOCOL) {
         return Err(wrong("is of another version of torch's old format than 1001"));
     }
-    next("system")?;
+    drop(next("system")?);
     let (arena, root) = next("object")?;
     let found = find(&arena, root, false).map_err(|what| wrong(&what))?;
-    let (keys, list) = next("list of storages")?;
     let elements = storages(&arena);
-    let mut at = input.taken;
+    drop(arena);
+    let (keys, list) = next("list of storages")?;
+    let mut at = input.stream_position().map_err(Error::io("read", path))?;
     let mut places = Storages::new();
     for &key in keys.items(list).unwrap_or_default() {
         let key = match keys.get(key) {
@@ -79,7 +55,7 @@ pub(super) fn open(path: &std::path::Path, file: &File, size: u64) -> Result<(Fo
         if at.checked_add(8).is_none_or(|end| end > size) {
             return Err(wrong(&format!("is cut off at storage `{key}`")));
         }
-        read_at(file, at, &mut length).map_err(crate::error::Error::io("read", path))?;
+        read_at(file, at, &mut length).map_err(Error::io("read", path))?;
         let length = u64::from_le_bytes(length);
         let bytes = length.checked_mul(elem).filter(|&b| at + 8 <= size && b <= size - at - 8);
         let Some(bytes) = bytes.filter(|_| length == promised) else {

@@ -2,7 +2,7 @@
 
 use super::super::pickle::{Arena, Id, Value};
 use super::tensors::{Described, describe};
-use crate::reader::enumerate;
+use crate::reader::{SHOWN, enumerate_some};
 use std::collections::HashMap;
 
 /// Keys under which training scripts keep the weights; of several, the first.
@@ -23,7 +23,7 @@ const USUAL: [&str; 11] = [
 const DEEPEST: usize = 16;
 /// Values that are looked at, and bytes of what is kept of them: parts that are shared many times multiply.
 const MOST: usize = 2_000_000;
-const BUDGET: usize = 512 << 20;
+const BUDGET: usize = 256 << 20;
 
 /// The weights of a file.
 #[derive(Debug, Default)]
@@ -46,7 +46,7 @@ pub(super) fn find(arena: &Arena, root: Id, script: bool) -> Result<Found, Strin
         visits: 0,
         spent: 0,
         path: Vec::new(),
-        others: Vec::new(),
+        others: Others::default(),
     };
     let mut here = root;
     if !script {
@@ -57,7 +57,7 @@ pub(super) fn find(arena: &Arena, root: Id, script: bool) -> Result<Found, Strin
             }
             let beside =
                 arena.dict(here).unwrap_or_default().iter().filter(|(k, _)| arena.text(*k) != Some(key));
-            walk.others.extend(beside.map(|&(k, v)| format!("{} ({})", label(arena, k), arena.kind(v))));
+            beside.for_each(|&(k, v)| walk.others.add(|| (label(arena, k), arena.kind(v))));
             keys.push(key);
             here = inner;
         }
@@ -70,8 +70,9 @@ pub(super) fn find(arena: &Arena, root: Id, script: bool) -> Result<Found, Strin
     }
     walk.visit(here, "")?;
     let others = std::mem::take(&mut walk.others);
-    if !others.is_empty() {
-        found.notes.push(format!("beside the weights, and left out: {}", enumerate(&others)));
+    if others.count > 0 {
+        let others = enumerate_some(&others.shown, others.count);
+        found.notes.push(format!("beside the weights, and left out: {others}"));
     }
     if found.tensors.is_empty() {
         return Err(format!("holds a {} without tensors", arena.kind(root)));
@@ -94,9 +95,36 @@ fn no_state_dict(arena: &Arena, id: Id) -> String {
 
 fn label(arena: &Arena, key: Id) -> String {
     match arena.get(key) {
-        Value::Text(text) => text.to_string(),
+        Value::Text(text) => brief(text),
         Value::Int(n) => n.to_string(),
         _ => arena.kind(key),
+    }
+}
+
+/// The beginning of a name, where the whole may be of any length.
+fn brief(name: &str) -> String {
+    const LONGEST: usize = 100;
+    match name.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
+    }
+}
+
+/// What lies beside the weights: the first few, and how many there are.
+#[derive(Default)]
+struct Others {
+    shown: Vec<String>,
+    count: usize,
+}
+
+impl Others {
+    /// Counts one; its name and kind are only made out if they are shown.
+    fn add(&mut self, what: impl FnOnce() -> (String, String)) {
+        self.count += 1;
+        if self.shown.len() < SHOWN {
+            let (name, kind) = what();
+            self.shown.push(format!("{name} ({kind})"));
+        }
     }
 }
 
@@ -110,7 +138,7 @@ struct Walk<'a> {
     spent: usize,
     /// What is being visited, from the outermost in.
     path: Vec<Id>,
-    others: Vec<String>,
+    others: Others,
 }
 
 impl<'a> Walk<'a> {
@@ -135,14 +163,12 @@ impl<'a> Walk<'a> {
 
     /// Whether a dict holds a tensor, or a dict that does.
     fn has_tensors(&mut self, id: Id, depth: usize) -> bool {
-        if depth >= 4 || self.visits > MOST {
-            return false;
-        }
+        let arena = self.arena;
+        let Some(pairs) = arena.dict(id).filter(|_| depth < 4 && self.visits <= MOST) else { return false };
         if let Some(&known) = self.known.get(&(id, depth)) {
             return known;
         }
-        let arena = self.arena;
-        let named = || arena.dict(id).unwrap_or_default().iter().filter(|(k, _)| arena.text(*k).is_some());
+        let named = || pairs.iter().filter(|(k, _)| arena.text(*k).is_some());
         let found = named().any(|&(_, v)| describe(arena, v).is_some())
             || named().any(|&(_, v)| self.has_tensors(v, depth + 1));
         self.known.insert((id, depth), found);
@@ -172,7 +198,7 @@ impl<'a> Walk<'a> {
                 (Some(key), "") => key.to_owned(),
                 (Some(key), prefix) => format!("{prefix}.{key}"),
                 (None, _) => {
-                    self.others.push(format!("{} ({})", label(self.arena, key), self.arena.kind(value)));
+                    self.others.add(|| (label(self.arena, key), self.arena.kind(value)));
                     continue;
                 }
             };
@@ -186,7 +212,7 @@ impl<'a> Walk<'a> {
                 Some(Err(what)) => return Err(format!("tensor `{name}` {what}")),
                 None if self.script => self.visit(value, &name)?,
                 None if self.has_tensors(value, 0) => self.visit(value, &name)?,
-                None => self.others.push(format!("{name} ({})", self.arena.kind(value))),
+                None => self.others.add(|| (brief(&name), self.arena.kind(value))),
             }
         }
         self.path.pop();

@@ -1,0 +1,179 @@
+"""Writes the seeds in corpus/ with the torch of tests/requirements.txt: target/venv/bin/python tests/fuzz/seeds.py"""
+
+import argparse
+import collections
+import datetime
+import io
+import json
+import pathlib
+import struct
+import warnings
+import zipfile
+
+import numpy
+import torch
+
+warnings.simplefilter("ignore")
+torch.manual_seed(0)
+HERE = pathlib.Path(__file__).parent / "corpus"
+LARGEST = 4096
+
+
+def write(target, name, data):
+    assert len(data) < LARGEST, (target, name, len(data))
+    (HERE / target).mkdir(parents=True, exist_ok=True)
+    (HERE / target / name).write_bytes(data)
+
+
+class Small(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+def objects():
+    """Everything that people save, as small as it gets."""
+    w = torch.arange(4.0)
+    yield "plain", {"w": w}
+    yield "module", Small().state_dict()
+    yield "nested", {"epoch": 3, "state_dict": {"a": w, "b": w.half()}, "lr": 0.1}
+    yield "deep", {"net": {"a": {"w": w}, "b": {"w": w[1:]}}}
+    yield "tied", {"a": w, "b": w, "c": w[:2]}
+    yield "transposed", {"w": torch.arange(12.0).view(3, 4).t(), "v": torch.zeros(2, 3, 4).permute(2, 0, 1)}
+    yield "expanded", {"w": torch.ones(1).expand(3, 5), "z": torch.zeros(0, 3)}
+    yield "scalar", {"steps": torch.tensor(7)}
+    yield "integers", {str(d)[6:]: torch.zeros(1, dtype=d) for d in [torch.uint8, torch.int8, torch.int16, torch.int64]}
+    yield "narrow", {"a": torch.zeros(2, dtype=torch.float8_e4m3fn), "b": torch.zeros(2, dtype=torch.bfloat16)}
+    yield "unsigned", {"a": torch.zeros(2, dtype=torch.uint16), "b": torch.zeros(2, dtype=torch.complex32)}
+    yield "complex", {"a": torch.zeros(2, dtype=torch.complex64), "b": torch.zeros(1, dtype=torch.bool)}
+    yield "parameter", {"w": torch.nn.Parameter(w), "b": torch.nn.Buffer(w)}
+    yield "wrapped", {f"module.{k}": v for k, v in Small().state_dict().items()}
+    yield "beside", {"model": {"w": w}, "args": argparse.Namespace(lr=1), "when": datetime.date(2026, 1, 1)}
+    yield "numbers", {"model": {"w": w}, "a": numpy.float64(1), "big": 1 << 80, "n": -5, "t": (1, [2, None], True)}
+    yield "array", {"model": {"w": w}, "rng": numpy.zeros(2, dtype="u4"), "path": pathlib.PurePosixPath("a/b")}
+    yield "containers", {"model": {"w": w}, "c": collections.Counter("ab"), "d": collections.defaultdict(int), "s": {1}}
+    yield "tensor", w
+    yield "list", [w, w]
+    yield "sparse", {"w": torch.eye(2).to_sparse()}
+    yield "quantized", {"w": torch.quantize_per_tensor(w, 0.1, 0, torch.qint8)}
+    yield "conjugated", {"w": torch.zeros(2, dtype=torch.complex64).conj()}
+    yield "meta", {"w": torch.zeros(2, device="meta")}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(w)], lr=0.1, momentum=0.9)
+    yield "optimizer", {"model": {"w": w}, "optimizer": optimizer.state_dict()}
+
+
+def torch_files():
+    for name, value in objects():
+        for legacy in [False, True]:
+            if legacy and name in ("unsigned", "narrow"):
+                continue
+            out = io.BytesIO()
+            torch.save(value, out, _use_new_zipfile_serialization=not legacy)
+            data = out.getvalue()
+            if legacy:
+                if name in ("plain", "tied", "transposed", "nested", "numbers", "module"):
+                    write("checkpoint", f"old-{name}", data)
+                continue
+            if name in ("plain", "module", "tied", "transposed", "expanded", "integers", "parameter", "beside"):
+                write("checkpoint", name, data)
+            archive = zipfile.ZipFile(io.BytesIO(data))
+            pickled = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+            write("pickle", name, archive.read(pickled))
+    for protocol in [3, 4, 5]:
+        out = io.BytesIO()
+        torch.save({"a": torch.zeros(2), "b": b"bytes", "c": {1, 2}}, out, pickle_protocol=protocol)
+        archive = zipfile.ZipFile(io.BytesIO(out.getvalue()))
+        write("pickle", f"protocol-{protocol}", archive.read("archive/data.pkl"))
+    out = io.BytesIO()
+    torch.jit.save(torch.jit.script(Small()), out)
+    archive = zipfile.ZipFile(io.BytesIO(out.getvalue()))
+    write("pickle", "script", archive.read(next(n for n in archive.namelist() if n.endswith("/data.pkl"))))
+    # the archive itself is too long; without the code's debug information it is not
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as small:
+        for name in archive.namelist():
+            if "debug_pkl" not in name:
+                small.writestr(zipfile.ZipInfo(name), archive.read(name))
+    write("checkpoint", "script", out.getvalue())
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as compressed:
+        compressed.writestr("x/data.pkl", b"\x80\x02}q\x00." * 9)
+    write("checkpoint", "compressed", out.getvalue())
+
+
+def safetensors(tensors, metadata=None):
+    """As the library writes it; by hand, as some of these it would not write."""
+    header, data = {}, b""
+    if metadata:
+        header["__metadata__"] = metadata
+    sizes = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "I32": 4, "I64": 8, "F8_E4M3": 1}
+    for name, (dtype, shape, content) in tensors.items():
+        length = sizes[dtype]
+        for n in shape:
+            length *= n
+        part = content or bytes(length)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(part)]}
+        data += part
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def safetensors_files():
+    def shape(*numbers):
+        return "I64", [len(numbers)], struct.pack(f"<{len(numbers)}q", *numbers)
+
+    one = ("F32", [1], struct.pack("<f", 0.5))
+    files = {
+        "plain": {"w": ("F32", [2, 3], None), "b": ("F16", [2], None)},
+        "empty": {"w": ("F32", [0, 4], None)},
+        "narrow": {"a": ("F8_E4M3", [3], None), "b": ("BF16", [1, 1, 1], None), "c": ("I64", [], None)},
+        "channel": {"l.weight": ("I8", [2, 4], None), "l.weight_scale": ("F32", [2, 1], None)},
+        "tensor": {"l.weight": ("I8", [2, 4], None), "l.weight_scale": one},
+        "offsets": {
+            "l.weight": ("I8", [2, 4], None),
+            "l.weight_scale": ("BF16", [2, 2], None),
+            "l.weight_zero_point": ("I8", [2, 2], None),
+        },
+        "packed": {
+            "l.weight_packed": ("I32", [2, 1], None),
+            "l.weight_scale": ("F16", [2, 1], None),
+            "l.weight_shape": shape(2, 8),
+        },
+        "packed-8": {
+            "l.weight_packed": ("I32", [2, 2], None),
+            "l.weight_scale": ("F16", [2, 2], None),
+            "l.weight_shape": shape(2, 8),
+            "l.weight_zero_point": ("I32", [1, 2], None),
+        },
+        "conv": {
+            "c.weight_packed": ("I32", [2, 1], None),
+            "c.weight_scale": one,
+            "c.weight_shape": shape(2, 2, 2, 2),
+            "c.input_scale": one,
+        },
+        "orphans": {"l.weight_packed": ("I32", [2, 1], None), "l.weight_g_idx": ("I32", [2], None)},
+    }
+    for name, tensors in files.items():
+        write("safetensors", name, safetensors(tensors))
+    view = {"offset": 0, "rows": 4, "cols": 2, "row_stride": 1, "col_stride": 4}
+    notes = {
+        "tied": {"b": "w"},
+        "restore": {"l.weight": {"source": "e", "shape": [2, 4], "view": view}},
+        "recipe": {"method": {"integer": {"bits": 8}}},
+    }
+    write("safetensors", "notes", safetensors(files["channel"], {"format": "pt", "monoquant": json.dumps(notes)}))
+    write("safetensors", "either", safetensors({
+        "l.weight_packed": ("I32", [2, 1], None),
+        "l.weight_scale": one,
+        "l.weight_shape": shape(2, 3),
+    }, {"monoquant": json.dumps(notes)}))
+
+
+torch_files()
+safetensors_files()
+total = sum(path.stat().st_size for path in HERE.rglob("*"))
+print(f"{sum(p.is_file() for p in HERE.rglob('*'))} files, {total} bytes")

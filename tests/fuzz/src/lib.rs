@@ -1,0 +1,76 @@
+//! What the targets share: a file in memory, what must hold of one that was opened, and a bound on memory.
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use monoquant::reader::Checkpoint;
+
+/// Bytes of a tensor that are read.
+const MOST: u64 = 1 << 16;
+/// Memory for one file: the reader's buffers, and this many bytes for each of the file's.
+const BUFFERS: usize = 4 << 20;
+const A_BYTE: usize = 1 << 10;
+
+struct Counting;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: passes every call on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let live = LIVE.fetch_add(layout.size(), Relaxed) + layout.size();
+        PEAK.fetch_max(live, Relaxed);
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Relaxed);
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Runs `test` on a file of this name in memory, and panics if it takes more memory than such a file may.
+pub fn with_file(name: &str, bytes: &[u8], test: impl FnOnce(&Path)) {
+    static FOLDER: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    let folder =
+        FOLDER.get_or_init(|| std::env::var_os("MONOQUANT_FUZZ").expect("tests/fuzz/run sets it").into());
+    let path = folder.join(name);
+    std::fs::write(&path, bytes).unwrap();
+    let before = LIVE.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    test(&path);
+    let taken = PEAK.load(Relaxed) - before;
+    assert!(taken <= BUFFERS + bytes.len() * A_BYTE, "{taken} bytes of memory for {} of a file", bytes.len());
+}
+
+/// Opens a file; if that succeeds, all of its tensors lie in it, and can be read.
+pub fn open(path: &Path) {
+    let checkpoint = match Checkpoint::open(path) {
+        Ok(checkpoint) => checkpoint,
+        Err(e) => return assert!(!e.to_string().contains("internal error"), "{e}"),
+    };
+    let size = std::fs::metadata(path).unwrap().len();
+    let source = checkpoint.source().unwrap();
+    for (i, tensor) in checkpoint.tensors().iter().enumerate() {
+        let (bytes, elem) = (tensor.info.bytes(), tensor.info.dtype.size() as u64);
+        if tensor.strides.is_none() {
+            assert!(tensor.start.checked_add(bytes).unwrap() <= size);
+        }
+        let part = bytes.min(MOST) / elem * elem;
+        let mut first = vec![0; part as usize];
+        source.read(i, 0, &mut first).unwrap();
+        // The same from the middle on, and what comes last.
+        let middle = part / elem / 2 * elem;
+        let mut second = vec![0; (part - middle) as usize];
+        source.read(i, middle, &mut second).unwrap();
+        assert_eq!(first[middle as usize..], second);
+        source.read(i, bytes - part, &mut first).unwrap();
+    }
+}
