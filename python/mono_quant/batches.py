@@ -148,7 +148,7 @@ class Batches:
 
     def _placed(self, value: Any) -> Any:
         if isinstance(value, PackedSequence):
-            return value.to(device=self._device, dtype=self._dtype)
+            return value.to(device=self._device, dtype=self._dtype)  # type: ignore[call-arg, arg-type]
         value = value.detach()
         moved = value.to(device=self._device, dtype=self._dtype if value.is_floating_point() else None)
         return moved.clone() if moved is value else moved

@@ -38,7 +38,7 @@ _TRAINING = {"aten::native_dropout": 2, "aten::dropout": 2} | dict.fromkeys(
 Key = tuple[int, torch.dtype, int]
 
 
-class LayerInputs(TorchDispatchMode):
+class LayerInputs(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While active, calls `observe(names, x)` before a weight of `state` is multiplied with `x`.
 
     names: the modules that have this weight; several where weights are tied. A linear layer's input may come flattened
@@ -49,7 +49,7 @@ class LayerInputs(TorchDispatchMode):
     supports_higher_order_operators = True  # torch.cond and the like; their branches are watched too
 
     def __init__(self, state: Mapping[str, Tensor], observe: Callable[[list[str], Tensor], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._observe = observe
         self._names: dict[Key, list[str]] = {}
         for name, tensor in state.items():
