@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from . import _native
 from .batches import Batch, Batches, first_line, tensors
@@ -223,7 +224,7 @@ def _chosen(model: nn.Module, layers: Iterable[str] | None) -> dict[str, nn.Modu
     if not isinstance(model, nn.Module):
         raise InputError(f"{type(model).__name__} is no torch.nn.Module; calibration runs a module")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if nn.parameter.is_lazy(tensor):
+        if isinstance(tensor, UninitializedTensorMixin):
             raise InputError(f"{name} is uninitialized; run the model once before calibration")
         if tensor.is_meta:
             raise InputError(f"{name} is on the device meta and holds no data; load the weights first")

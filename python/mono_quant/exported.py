@@ -64,8 +64,8 @@ def _entries(path: Path) -> list[str]:
 
 
 def _script(path: Path) -> Program:
-    place = None if torch.cuda.is_available() else "cpu"
-    module = torch.jit.load(str(path), map_location=place).eval()  # type: ignore[no-untyped-call]
+    device = None if torch.cuda.is_available() else "cpu"
+    module = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
     return Program(str(path), module, module.forward, dict(module.state_dict()), script=True)
 
 
@@ -149,7 +149,11 @@ def _run(
     batches = Batches(data, program.forward, device, dtype, limit, cut=not program.fixed)
     progress = Progress("calibrate", limit, show_progress)
     # TorchScript's optimizer would replace operators after the first calls
-    plain = torch.jit.optimized_execution(False) if program.script else contextlib.nullcontext()  # type: ignore[attr-defined]
+    plain = (
+        torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+        if program.script
+        else contextlib.nullcontext()
+    )
     with torch.set_grad_enabled(gradients), plain:
         recorder.run(call, batches, progress, hint=program.hint)
     progress.finish()

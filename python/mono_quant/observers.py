@@ -127,13 +127,13 @@ class Observer:
     def facts(self) -> dict[str, Any]:
         """What was seen: batches, samples (the sum of first dimensions), values, infinities, and extremes (the smallest
         and largest finite number, or None)."""
-        found: dict[str, Any] = json.loads(self._native.facts)
-        return found
+        facts: dict[str, Any] = json.loads(self._native.facts)
+        return facts
 
     def state(self) -> dict[str, Any]:
         """Everything, as plain numbers, strings, lists and dicts."""
-        found: dict[str, Any] = json.loads(self._native.state)
-        return found
+        state: dict[str, Any] = json.loads(self._native.state)
+        return state
 
     @staticmethod
     def from_state(state: dict[str, Any]) -> Observer:
@@ -254,7 +254,7 @@ def _number(what: str, value: Any) -> float:
 def _of_native(native: _native.Observer) -> Observer:
     """The class that its kind says, around the engine's observer."""
     state = json.loads(native.state)
-    kind: Any = state["kind"]
+    kind = state["kind"]
     settings: dict[str, Any] = {}
     if isinstance(kind, dict):
         ((kind, settings),) = kind.items()
