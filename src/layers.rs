@@ -12,7 +12,7 @@ use crate::{
 };
 use regex::Regex;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Decides for every tensor, in the same order.
 pub fn choose(recipe: &Recipe, tensors: &[TensorInfo], config: Option<&Value>) -> Vec<Choice> {
@@ -25,8 +25,11 @@ pub fn choose(recipe: &Recipe, tensors: &[TensorInfo], config: Option<&Value>) -
     let (mut choices, stacks): (Vec<_>, Vec<_>) =
         tensors.iter().enumerate().map(|(i, t)| chooser.tensor(i, t)).unzip();
     rename(&mut choices, stacks);
-    if recipe.declared.is_some() && base.bits == 4 && recipe.include.is_empty() {
-        keep_last(&mut choices, tensors, &facts);
+    if let Some(declared) = &recipe.declared
+        && base.bits == 4
+        && recipe.include.is_empty()
+    {
+        keep_last(&mut choices, tensors, &facts, declared);
     }
     if facts.tied {
         untie(&mut choices, tensors, &facts);
@@ -260,16 +263,24 @@ fn rename(choices: &mut [Choice], stacks: Vec<Option<Stack>>) {
 }
 
 /// At 4 bits the last projection of a model costs most of the accuracy; where no head is known by name, it is the last.
-fn keep_last(choices: &mut [Choice], tensors: &[TensorInfo], facts: &Facts) {
-    if tensors.iter().any(|t| facts.kind(t) == Kind::Head) {
+fn keep_last(
+    choices: &mut [Choice],
+    tensors: &[TensorInfo],
+    facts: &Facts,
+    declared: &BTreeMap<String, LayerType>,
+) {
+    // a declared weight without a tensor is a head that shares its embedding's
+    let names: BTreeSet<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
+    let tied_head = declared.keys().any(|name| !names.contains(name.as_str()));
+    if tied_head || tensors.iter().any(|t| facts.kind(t) == Kind::Head) {
         return;
     }
-    let linear = |choice: &&mut Choice| matches!(choice, Choice::Quantize(layers) if layers[0].layer_type == LayerType::Linear);
-    let mut linears = choices.iter_mut().filter(linear);
-    if let Some(last) = linears.next_back()
-        && linears.next().is_some()
-    {
-        *last = Choice::Keep { reason: Reason::LastProjection };
+    // the model's last, whether or not it was chosen: who left it out himself does not mean the one before it too
+    let linear = |t: &TensorInfo| declared.get(&t.name) == Some(&LayerType::Linear);
+    let Some(last) = tensors.iter().rposition(linear) else { return };
+    let quantized = |choice: &Choice| matches!(choice, Choice::Quantize(layers) if layers[0].layer_type == LayerType::Linear);
+    if quantized(&choices[last]) && choices[..last].iter().any(quantized) {
+        choices[last] = Choice::Keep { reason: Reason::LastProjection };
     }
 }
 

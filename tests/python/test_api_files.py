@@ -133,7 +133,6 @@ def test_a_llama_with_a_tied_head_saves_the_bytes_of_the_command_line(bits, tmp_
     same_bytes(llama(tie_word_embeddings=True), {"bits": bits, "dynamic": bits == 8}, ["--bits", bits], tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="keep_last in src/layers.rs does not know the tied head")
 def test_a_llama_with_a_tied_head_saves_the_bytes_of_the_command_line_at_4_bits(tmp_path):
     same_bytes(llama(tie_word_embeddings=True), {"bits": 4}, ["--bits", 4, "--on-mismatch", "shrink"], tmp_path)
 

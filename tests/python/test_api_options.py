@@ -111,7 +111,6 @@ def test_int4_leaves_embeddings_norms_and_the_last_projection():
     assert coarse == ["0.weight: 4 bits on an embedding", "3.weight: 4 bits on the last projection"]
 
 
-@pytest.mark.xfail(strict=True, reason="keep_last in src/layers.rs takes the layer before")
 def test_int4_quantizes_all_but_the_last_projection_when_that_is_skipped():
     assert quantized_names(quantize(Deep(), bits=4, skip=["out"]).model) == LAYERS[:-1]
 
