@@ -6,6 +6,7 @@ pub mod choice;
 pub mod cli;
 pub mod coded;
 pub mod compare;
+pub mod copies;
 pub mod device;
 pub mod error;
 pub mod experts;

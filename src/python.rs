@@ -4,7 +4,7 @@ mod observers;
 mod tensors;
 
 use crate::{
-    cli, compare, device,
+    cli, compare, copies, device,
     error::{Error, Result},
     inspect,
     plan::Plan as Planned,
@@ -241,7 +241,7 @@ fn load(py: Python<'_>, source: Source) -> PyResult<Plan> {
     let plan = || -> Result<Plan> {
         let checkpoint = source.open()?;
         let metadata = checkpoint.metadata().clone();
-        quantize::prepare_copy(checkpoint, &metadata, &Settings::default(), in_memory()).map(Plan)
+        copies::prepare(checkpoint, &metadata, &Settings::default(), in_memory()).map(Plan)
     };
     py.detach(plan).map_err(raised)
 }
@@ -264,7 +264,7 @@ fn save(
             )));
         }
         let settings = Settings { force, device: device::Choice::Cpu, ..Settings::default() };
-        let prepared = quantize::prepare_copy(source.open()?, &metadata, &settings, destination)?;
+        let prepared = copies::prepare(source.open()?, &metadata, &settings, destination)?;
         let mut cpu = device::open(&settings.device, &settings.gpu)?;
         quantize::execute(&prepared, &mut cpu, &settings, &AtomicBool::new(false), &|_| {}).map(drop)
     };

@@ -3,18 +3,16 @@
 use crate::{
     device::{self, Device},
     error::{Error, Result},
-    formats::Part,
     gpu::GpuOptions,
-    plan::{self, Job, NonFinite, Plan, Request, Row, Work},
+    plan::{self, NonFinite, Plan, Request, Work},
     reader::Checkpoint,
     recipe::{Choice, choose},
     report::{Entry, Report, Squares, warnings},
     stream::{JobResult, Stream, count_not_finite},
-    tensor::{TensorInfo, View},
+    tensor::TensorInfo,
     writer::{Container, Destination, Output, Writer, free_bytes},
 };
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
     time::Instant,
@@ -110,40 +108,6 @@ pub fn prepare_checkpoint(
     let request = Request { recipe: request.recipe.clone(), max_shard_size, ..*request };
     let planned = plan::plan(&tensors, checkpoint.config(), &request, &non_finite);
     finish_preparing(checkpoint, tensors, planned, destination, settings, request.saturate)
-}
-
-/// Plans to write every tensor as it is. `metadata` goes into the file.
-pub fn prepare_copy(
-    checkpoint: Checkpoint,
-    metadata: &BTreeMap<String, String>,
-    settings: &Settings,
-    destination: Destination,
-) -> Result<Prepared> {
-    let tensors = infos(&checkpoint);
-    let mut plan = Plan::default();
-    for (source, info) in tensors.iter().enumerate() {
-        plan.rows.push(Row {
-            name: info.name.clone(),
-            dtype: info.dtype.to_string(),
-            shape: info.shape.clone(),
-            action: "kept".into(),
-            reason: None,
-            before: info.bytes(),
-            after: info.bytes(),
-            scheme: None,
-        });
-        plan.jobs.push(Job {
-            source,
-            view: View::contiguous(1, info.elements() as usize),
-            work: Work::Copy,
-            outputs: vec![(Part::Codes, 0, source)],
-            target: None,
-            input: None,
-            row: source,
-        });
-    }
-    plan::lay_out(&mut plan, tensors.clone(), None, metadata);
-    finish_preparing(checkpoint, tensors, Ok(plan), destination, settings, false)
 }
 
 /// Checks the destination, and joins its problems with the plan's.
