@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::tensor::TensorInfo;
 
 mod dims;
-mod directory;
+pub(crate) mod directory;
 pub(crate) mod handles;
 pub(crate) mod json;
 pub mod memory;

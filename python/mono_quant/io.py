@@ -51,8 +51,7 @@ def save_model(
     wrong = [name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]
     if wrong:
         raise InputError(f"{wrong[0]!r} is no tensor", "pass a dict of names and tensors")
-    first = [name for name in order if name in tensors]
-    ordered = {name: tensors[name] for name in [*first, *(n for n in tensors if n not in set(first))]}
+    ordered = {name: tensors[name] for name in dict.fromkeys([*order, *tensors]) if name in tensors}
     weights = _weight_ties(_tensors.tied_names(ordered))
     kept = {"format": "pt"} | kept | {k: str(v) for k, v in (metadata or {}).items()}
     name, entries, _, config, read = _tensors.source("the model in memory", ordered)

@@ -27,8 +27,8 @@ const WEIGHTS: [&str; 13] = [
     "ot",
     "tflite",
 ];
-/// Extensions of torch's files.
-const TORCH: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
+/// Extensions of torch's files; the first is that of an index.
+pub(crate) const TORCH: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 /// Names, up to a digit or an extension, of what a training run keeps beside its weights.
 const TRAINING: [&str; 6] =
     ["training_args", "optimizer", "scheduler", "scaler", "rng_state", "random_states"];

@@ -9,6 +9,7 @@ use tempfile::{TempDir, TempPath};
 
 use super::Container;
 use crate::error::{Error, Result};
+use crate::reader::directory::TORCH;
 
 /// What to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,9 +21,6 @@ pub enum Destination {
     /// Memory of the caller's, by this name in messages.
     Memory(PathBuf),
 }
-
-/// Extensions of files that torch reads.
-const TORCH: [&str; 4] = ["pt", "pth", "bin", "ckpt"];
 
 impl Destination {
     /// A file if the name ends as one of a container does, else a directory.

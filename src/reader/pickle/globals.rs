@@ -1,6 +1,6 @@
 //! The classes and functions that a pickle may name. None of them is ever called.
 
-/// What rebuilds tensors; the last part of the name.
+/// What rebuilds tensors.
 const TENSORS: [&str; 13] = [
     "torch._utils._rebuild_tensor",
     "torch._utils._rebuild_tensor_v2",
