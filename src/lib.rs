@@ -1,6 +1,7 @@
 //! monoquant: quantizes neural-network weights on any GPU, or none, to the same bytes.
 
 pub mod backend;
+pub mod block;
 pub mod calibration;
 pub mod choice;
 pub mod cli;
