@@ -14,7 +14,7 @@ mod args;
 mod show;
 
 use crate::{
-    compare, device,
+    compare, convert, device,
     error::{Error, Result},
     gpu::{self, GpuBackend},
     inspect,
@@ -117,6 +117,12 @@ fn dispatch(command: Command) -> Result<()> {
             let settings = args.out.settings()?;
             let prepared =
                 unpack::prepare(&args.model, args.dtype(), args.saturate, args.max_shard_size(), &settings)?;
+            write(prepared, &settings, &args.out)
+        }
+        Command::Convert(args) => {
+            let settings = args.out.settings()?;
+            let prepared =
+                convert::prepare(&args.model, &args.formats()?, args.max_shard_size(), &settings)?;
             write(prepared, &settings, &args.out)
         }
         Command::Inspect(args) => {

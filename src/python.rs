@@ -108,7 +108,7 @@ impl Plan {
     /// The new config.json, as JSON.
     #[getter]
     fn config(&self) -> Option<String> {
-        self.planned().config.as_ref().map(json)
+        self.planned().folders.first().and_then(|folder| folder.config.as_ref()).map(json)
     }
 
     /// Computes into memory at these addresses, one an output; returns the report as JSON.
