@@ -16,6 +16,7 @@ mod show;
 use crate::{
     compare, convert, device,
     error::{Error, Result},
+    formats::OutputFormat,
     gpu::{self, GpuBackend},
     inspect,
     plan::Request,
@@ -89,6 +90,11 @@ pub fn request(options: &[String]) -> Result<(Request, OnNonFinite)> {
             Err(Error::Usage(text.trim().trim_start_matches("error: ").to_owned()))
         }
     }
+}
+
+/// The layouts of these names, each once.
+pub fn formats(names: &[String]) -> Result<Vec<&'static dyn OutputFormat>> {
+    args::chosen_formats(names)
 }
 
 /// The first signal asks the loop to stop and clean up; a second one ends the process.

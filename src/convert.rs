@@ -28,6 +28,17 @@ pub fn prepare(
     let checkpoint = Checkpoint::open(model)?;
     let suffix = if formats.len() == 1 { formats[0].name() } else { "converted" };
     let destination = destination(&checkpoint, settings, suffix);
+    prepare_checkpoint(checkpoint, formats, max_shard_size, settings, destination)
+}
+
+/// Plans to write the layers of an opened checkpoint in other layouts.
+pub fn prepare_checkpoint(
+    checkpoint: Checkpoint,
+    formats: &[&'static dyn OutputFormat],
+    max_shard_size: u64,
+    settings: &Settings,
+    destination: Destination,
+) -> Result<Prepared> {
     let max = matches!(destination, Destination::Directory(_)).then_some(max_shard_size);
     let tensors = infos(&checkpoint);
     let planned = plan(&checkpoint, &tensors, formats, max);

@@ -97,6 +97,11 @@ pub fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<Inspection> {
             scheme: Some(json!({
                 "bits": layer.coded.bits,
                 "symmetric": layer.symmetric,
+                "layout": match layer.coded.layout {
+                    Layout::Gptq { .. } => "gptq",
+                    Layout::Awq => "awq",
+                    Layout::Packed | Layout::Int8 => "compressed-tensors",
+                },
                 "activations": if layer.coded.packed() { "float" } else { "dynamic-token" },
             })),
         };

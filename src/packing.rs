@@ -215,7 +215,7 @@ mod tests {
             let codes = bytes(rows * words);
             prop_assert_eq!(&unpack_int8(&pack_int8(&codes, words), words), &codes);
             for kind in [ZeroPoints::Rows, ZeroPoints::Gptq { less_one: false }, ZeroPoints::Awq] {
-                for bits in [4, 8] {
+                for bits in if kind == ZeroPoints::Awq { vec![4] } else { vec![4, 8] } {
                     let z: Vec<i8> = bytes(8 * rows * words).iter().map(|&b| (b as i8) >> (8 - bits)).collect();
                     let back = kind.unpack(&kind.pack(&z, words, bits), 8 * rows, words, bits);
                     prop_assert!(back.iter().zip(&z).all(|(&a, &b)| a == i32::from(b)));

@@ -185,7 +185,13 @@ impl Active {
                 kernels.push(&kernels::clip_range::KERNEL);
             }
             Observer::Mse { .. } if self.band.spans => {
-                let words = self.sums[grid].iter().flat_map(|&sum| [sum as u32, (sum >> 32) as u32]);
+                // none yet where only lengths are asked for
+                let words = self
+                    .sums
+                    .get(grid)
+                    .into_iter()
+                    .flatten()
+                    .flat_map(|&sum| [sum as u32, (sum >> 32) as u32]);
                 preload.push((Binding::Counts, words.collect()));
             }
             Observer::Mse { .. } => kernels.push(&kernels::search::KERNEL),

@@ -172,7 +172,7 @@ fn format_names() -> PossibleValuesParser {
 }
 
 /// The formats of these names, each once.
-fn chosen_formats(names: &[String]) -> Result<Vec<&'static dyn OutputFormat>> {
+pub fn chosen_formats(names: &[String]) -> Result<Vec<&'static dyn OutputFormat>> {
     let mut chosen: Vec<&'static dyn OutputFormat> = Vec::new();
     for name in names {
         if chosen.iter().any(|format| format.name() == name) {
