@@ -241,19 +241,6 @@ fn origins(checkpoint: &Checkpoint) -> Result<HashMap<String, Origin>> {
     }
 }
 
-/// What a config group is for: module names, `re:` patterns, class names.
-pub fn targets(group: &Value) -> impl Iterator<Item = &str> {
-    group.get("targets").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
-}
-
-/// Whether a target names this module; patterns are matched from the start. Class names are not looked at.
-pub fn target_matches(target: &str, module: &str) -> bool {
-    match target.strip_prefix("re:") {
-        Some(pattern) => regex::Regex::new(&format!("^(?:{pattern})")).is_ok_and(|r| r.is_match(module)),
-        None => target == module,
-    }
-}
-
 /// Scales (as f32) and zero points of a layer, a pair a group, row after row.
 pub fn qparams(source: &Source, tensors: &[TensorInfo], coded: &Coded) -> Result<(Vec<u32>, Vec<i32>)> {
     let groups = coded.rows * coded.cols / coded.group_len.max(1);

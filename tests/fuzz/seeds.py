@@ -173,7 +173,36 @@ def safetensors_files():
     }, {"monoquant": json.dumps(notes)}))
 
 
+def layouts():
+    """config.json, a byte of 255, and a safetensors file."""
+    def index(n, group):
+        return "I32", [n], struct.pack(f"<{n}i", *(i // group for i in range(n)))
+
+    def words(value, *shape):
+        return "I32", list(shape), bytes([value]) * (4 * shape[0] * shape[1])
+
+    scale = ("F16", [2, 8], struct.pack("<16e", *[0.5] * 16))
+    gptq = {"l.qweight": words(0x9A, 2, 8), "l.qzeros": words(0x77, 2, 1), "l.scales": scale, "l.g_idx": index(16, 8)}
+    awq = {"l.qweight": words(0x9A, 16, 1), "l.qzeros": words(0x85, 2, 1), "l.scales": scale, "n.weight": ("F16", [8, 8], None)}
+    wide = {"l.qweight": words(0x9A, 4, 8), "l.qzeros": words(0x7F, 2, 2), "l.scales": scale}
+    packed = {"l.weight_packed": words(0x3C, 8, 2), "l.weight_scale": ("F16", [8, 2], scale[2]),
+              "l.weight_shape": ("I64", [2], struct.pack("<2q", 8, 16)), "l.weight_zero_point": words(0x88, 1, 2)}
+    group = {"targets": ["Linear", "re:l$"], "format": "pack-quantized",
+             "weights": {"num_bits": 4, "symmetric": False, "strategy": "group", "group_size": 8}}
+    configs = {
+        "gptq": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": 8, "sym": True, "checkpoint_format": "gptq"}),
+        "gptq-2": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": 8, "sym": False, "checkpoint_format": "gptq_v2"}),
+        "gptq-8": (wide, {"quant_method": "gptq", "bits": 4, "group_size": 8, "dynamic": {"-:x": {}, "l.*": {"bits": 8}}}),
+        "awq": (awq, {"quant_method": "awq", "bits": 4, "group_size": 8, "version": "gemm", "modules_to_not_convert": ["n"]}),
+        "packed": (packed, {"quant_method": "compressed-tensors", "quantization_status": "compressed",
+                            "format": "pack-quantized", "config_groups": {"group_0": group}, "ignore": ["n"]}),
+    }
+    for name, (tensors, config) in configs.items():
+        write("layouts", name, json.dumps({"quantization_config": config}).encode() + b"\xff" + safetensors(tensors))
+
+
 torch_files()
 safetensors_files()
+layouts()
 total = sum(path.stat().st_size for path in HERE.rglob("*"))
 print(f"{sum(p.is_file() for p in HERE.rglob('*'))} files, {total} bytes")
