@@ -185,8 +185,8 @@ fn directories_without_the_usual_index() {
     let root = tmp.path();
     refuses(root, &["has no weights", "accepted"]);
     fs::write(root.join("optimizer.pt"), "x").unwrap();
-    fs::write(root.join("m.gguf"), "x").unwrap();
-    refuses(root, &["`optimizer.pt`", "`m.gguf`", "accepted: a .safetensors file"]);
+    fs::write(root.join("m.ggml"), "x").unwrap();
+    refuses(root, &["`optimizer.pt`", "`m.ggml`", "accepted: a .safetensors file"]);
     fs::write(root.join("a.pth"), "x").unwrap();
     refuses(root, &["a.pth", "begins like no checkpoint", "accepted: a .safetensors file"]);
     fs::write(root.join("b.pt"), "x").unwrap();
