@@ -5,7 +5,7 @@ use crate::{
     error::{Error, Result},
     gpu::GpuOptions,
     plan::{self, NonFinite, Plan, Request, Work},
-    reader::Checkpoint,
+    reader::{Checkpoint, gguf::shard_name},
     recipe::{Choice, choose},
     report::{Entry, Report, Squares, warnings},
     stream::{JobResult, Stream, count_not_finite},
@@ -14,7 +14,7 @@ use crate::{
 };
 use std::{
     path::{Path, PathBuf},
-    sync::atomic::AtomicBool,
+    sync::{Arc, atomic::AtomicBool},
     time::Instant,
 };
 
@@ -80,6 +80,7 @@ pub fn prepare(
     settings: &Settings,
 ) -> Result<Prepared> {
     let checkpoint = Checkpoint::open(model)?;
+    let request = &adapted(request, &checkpoint)?;
     let destination = destination(&checkpoint, settings, &request.recipe.preset);
     prepare_checkpoint(checkpoint, request, on_non_finite, settings, destination)
 }
@@ -92,22 +93,57 @@ pub fn prepare_checkpoint(
     settings: &Settings,
     destination: Destination,
 ) -> Result<Prepared> {
+    let request = &adapted(request, &checkpoint)?;
     let tensors = infos(&checkpoint);
-    let mut non_finite = NonFinite::new();
-    if on_non_finite == OnNonFinite::Keep {
-        let source = checkpoint.source()?;
-        let choices = choose(&request.recipe, &tensors, checkpoint.config());
-        for (i, _) in choices.iter().enumerate().filter(|(_, c)| touches(c)) {
-            non_finite.extend(count_not_finite(&source, i, &tensors[i])?.map(|found| (i, found)));
-        }
-    }
     let max_shard_size = match destination {
         Destination::Directory(_) => request.max_shard_size,
         Destination::File(_) | Destination::Memory(_) => None,
     };
     let request = Request { recipe: request.recipe.clone(), max_shard_size, ..*request };
-    let planned = plan::plan(&tensors, checkpoint.config(), &request, &non_finite);
+    let plan = |non_finite: &NonFinite| match checkpoint.gguf() {
+        Some(keys) => plan::gguf::plan(checkpoint.tensors(), keys, &request, non_finite),
+        None => plan::plan(&tensors, checkpoint.config(), &request, non_finite),
+    };
+    let mut planned = plan(&NonFinite::new());
+    if on_non_finite == OnNonFinite::Keep {
+        let source = checkpoint.source()?;
+        let mut non_finite = NonFinite::new();
+        for i in touched(&checkpoint, &tensors, &request, &planned) {
+            non_finite.extend(count_not_finite(&source, i, &tensors[i])?.map(|found| (i, found)));
+        }
+        if !non_finite.is_empty() {
+            planned = plan(&non_finite);
+        }
+    }
     finish_preparing(checkpoint, tensors, planned, destination, settings, request.saturate)
+}
+
+/// The request as the checkpoint's format lets it be understood.
+fn adapted(request: &Request, checkpoint: &Checkpoint) -> Result<Request> {
+    let recipe = match checkpoint.gguf() {
+        Some(_) => plan::gguf::recipe(&request.recipe)?,
+        None => request.recipe.clone(),
+    };
+    Ok(Request { recipe, ..*request })
+}
+
+/// Tensors whose values matter.
+fn touched(
+    checkpoint: &Checkpoint,
+    tensors: &[TensorInfo],
+    request: &Request,
+    planned: &Result<Plan>,
+) -> Vec<usize> {
+    match (checkpoint.gguf(), planned) {
+        (Some(_), Ok(plan)) => {
+            plan.jobs.iter().filter(|job| job.work != Work::Copy).map(|job| job.source).collect()
+        }
+        (Some(_), Err(_)) => Vec::new(),
+        (None, _) => {
+            let choices = choose(&request.recipe, tensors, checkpoint.config());
+            choices.iter().enumerate().filter(|(_, c)| touches(c)).map(|(i, _)| i).collect()
+        }
+    }
 }
 
 /// Checks the destination, and joins its problems with the plan's.
@@ -124,7 +160,8 @@ pub(crate) fn finish_preparing(
             let container = destination.container();
             plan::tie(&mut plan, checkpoint.tied(), container);
             plan.notes.splice(0..0, checkpoint.notes().iter().cloned());
-            let foreign = foreign(&plan, container);
+            let mut foreign = foreign(&plan, container);
+            foreign.extend(set_keys(&mut plan, &checkpoint, &destination));
             (foreign.is_empty().then_some(plan), foreign)
         }
         Err(Error::Refused(problems)) => (None, problems),
@@ -167,7 +204,8 @@ pub(crate) fn finish_preparing(
     let mut plan = plan;
     if let Some(plan) = &mut plan {
         plan.notes.extend(left_overs(path));
-        if checkpoint.is_directory() && matches!(destination, Destination::File(_)) {
+        let stays_behind = checkpoint.is_directory() && destination.container() != Container::Gguf;
+        if stays_behind && matches!(destination, Destination::File(_)) {
             plan.notes.push("a single file holds tensors and recipe only: config.json, tokenizer and all else stay behind".into());
         }
     }
@@ -188,6 +226,33 @@ fn foreign(plan: &Plan, container: Container) -> Vec<String> {
             format!("{}: safetensors has no {}; --output NAME.pt can hold it", t.name, t.dtype.torch_name())
         })
         .collect()
+}
+
+/// Gives the output's GGUF file its key-values, or says why it can have none.
+fn set_keys(plan: &mut Plan, checkpoint: &Checkpoint, destination: &Destination) -> Option<String> {
+    let path = destination.path().display();
+    match (destination.container(), checkpoint.gguf()) {
+        (Container::Gguf, None) => Some(format!(
+            "{path}: a GGUF file also says how the model is built, and holds its tokenizer; accepted: a GGUF model as \
+             input (llama.cpp's convert_hf_to_gguf.py makes it), or --output NAME.safetensors"
+        )),
+        (Container::Gguf, Some(keys)) => {
+            let mut keys = keys.clone();
+            // the output is one file
+            keys.remove("split.");
+            if let Some(file_type) = plan.file_type {
+                keys.set_number("general.quantization_version", 2);
+                keys.set_number("general.file_type", file_type);
+            }
+            let keys = Arc::new(keys);
+            plan.files.iter_mut().for_each(|file| file.gguf = Some(keys.clone()));
+            None
+        }
+        (_, Some(_)) if plan.files.iter().any(|file| !file.blocks.is_empty()) => {
+            Some(format!("{path}: only GGUF files hold blocks; accepted: --output NAME.gguf"))
+        }
+        _ => None,
+    }
 }
 
 /// What runs that were killed left beside the output.
@@ -250,7 +315,12 @@ pub(crate) fn destination(checkpoint: &Checkpoint, settings: &Settings, suffix: 
             };
             let name =
                 |name: Option<&std::ffi::OsStr>| name.unwrap_or_default().to_string_lossy().into_owned();
-            if checkpoint.is_directory() {
+            if checkpoint.gguf().is_some() {
+                let stem = if checkpoint.is_directory() { named.file_name() } else { named.file_stem() };
+                // a split model becomes one file
+                let stem = shard_name(&named).map_or_else(|| name(stem), |(name, ..)| name.to_owned());
+                named.with_file_name(format!("{stem}-{suffix}.gguf"))
+            } else if checkpoint.is_directory() {
                 named.with_file_name(format!("{}-{suffix}", name(named.file_name())))
             } else {
                 let result = format!("{}-{suffix}.{}", name(named.file_stem()), name(named.extension()));
@@ -268,7 +338,7 @@ pub(crate) fn destination(checkpoint: &Checkpoint, settings: &Settings, suffix: 
 /// Bytes of input that a plan reads, for a progress bar.
 pub fn work_bytes(prepared: &Prepared) -> u64 {
     let size = |job: &plan::Job| match job.work {
-        Work::Dequantize(_) => prepared.tensors[job.source].bytes(),
+        Work::Dequantize(_) | Work::DequantizeBlocks(..) => prepared.tensors[job.source].bytes(),
         _ => job.view.elements() * prepared.tensors[job.source].dtype.size() as u64,
     };
     prepared.plan.jobs.iter().map(size).sum()
@@ -355,7 +425,7 @@ fn report(prepared: &Prepared, results: &[JobResult], device: &Device, start: In
     let mut total = Squares::default();
     for (job, result) in plan.jobs.iter().zip(results) {
         let entry = &mut entries[job.row];
-        if let Work::Quantize(_) = job.work {
+        if let Work::Quantize(_) | Work::QuantizeBlocks(_) = job.work {
             entry.sqnr_db = Some(result.squares.sqnr_db());
             entry.peak_to_rms = Some(result.squares.peak_to_rms());
             total.add(result.squares);

@@ -1,6 +1,6 @@
 //! A run's state between tiles: bands in work, results of jobs.
 
-use super::{JobResult, Stream};
+use super::{JobResult, Stream, blocks};
 use crate::{
     backend::{Backend, Results, Tile},
     coded::{code_offset, qparams},
@@ -72,7 +72,7 @@ impl<'a> Run<'a> {
                     stream.write(job, Part::InputZeroPoint, 0, &(input.zero_point as i8).to_le_bytes())?;
                 }
             }
-            Work::Cast(_) => {}
+            Work::Cast(_) | Work::QuantizeBlocks(_) | Work::DequantizeBlocks(..) => {}
         }
         let bands = stream.bands(job, stream.max_elements(backend, job));
         state.bands = bands.len();
@@ -106,6 +106,9 @@ impl<'a> Run<'a> {
                 let at = code_offset(coded.bits, coded.packed, coded.cols, &piece);
                 return stream.source.read(job.source, at, bytes);
             }
+            if let Kind::DequantizeBlocks { block, .. } = kind {
+                return stream.source.read(job.source, block.bytes_for(piece.start(job.view.cols)), bytes);
+            }
             let (rows, cols) = (piece.row..piece.row + piece.rows, piece.col..piece.col + piece.cols);
             stream.source.read_view(job.source, &job.view, rows, cols, bytes)
         })
@@ -128,7 +131,7 @@ impl<'a> Run<'a> {
             let piece = active.band.pieces[piece_number];
             self.store(&active, &piece, piece_number, &tile, results)?;
             let read = piece.elements() as u64 * stream.tensors[job.source].dtype.size() as u64;
-            (stream.progress)(if matches!(job.work, Work::Dequantize(_)) {
+            (stream.progress)(if matches!(job.work, Work::Dequantize(_) | Work::DequantizeBlocks(..)) {
                 tile.input_bytes as u64
             } else {
                 read
@@ -200,6 +203,12 @@ impl<'a> Run<'a> {
                 }
             }
             Kind::Cast { to, .. } => self.store_floats(active.job, piece, *to, output, results)?,
+            Kind::QuantizeBlocks { block, .. } => {
+                blocks::store(stream, job, *block, piece, (tile, results), &mut state.result)?;
+            }
+            Kind::DequantizeBlocks { to, .. } => {
+                self.store_floats(active.job, piece, *to, output, results)?
+            }
             Kind::Dequantize { coded, .. } => {
                 self.store_floats(active.job, piece, coded.output, output, results)?
             }
@@ -234,7 +243,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let name = &stream.tensors[job.source].name;
-        let coded = matches!(job.work, Work::Dequantize(_));
+        let coded = matches!(job.work, Work::Dequantize(_) | Work::DequantizeBlocks(..));
         if state.not_finite && coded {
             return Err(Error::refused(format!(
                 "{name}: codes times scales overflow F32; the scales are damaged"
@@ -265,7 +274,7 @@ impl<'a> Run<'a> {
 }
 
 /// A tile's error sums, in units of the weights.
-fn squares(tile: &Tile, results: &Results) -> Squares {
+pub(super) fn squares(tile: &Tile, results: &Results) -> Squares {
     let mut total = Squares { count: tile.params.elements.into(), ..Default::default() };
     let scales = results.get(Binding::Scales);
     let per_group = tile.params.chunks_per_group.max(1) as usize;
