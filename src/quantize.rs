@@ -1,12 +1,14 @@
 //! From a checkpoint to a checkpoint: open, plan, read → backend → format → write, report.
 
+mod gguf;
+
 use crate::{
     device::{self, Device},
     error::{Error, Result},
     gpu::GpuOptions,
     plan::{self, NonFinite, Plan, Request, Work},
     reader::{Checkpoint, gguf::shard_name},
-    recipe::{Choice, choose},
+    recipe::Choice,
     report::{Entry, Report, Squares, warnings},
     stream::{JobResult, Stream, count_not_finite},
     tensor::TensorInfo,
@@ -14,7 +16,7 @@ use crate::{
 };
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicBool},
+    sync::atomic::AtomicBool,
     time::Instant,
 };
 
@@ -80,7 +82,7 @@ pub fn prepare(
     settings: &Settings,
 ) -> Result<Prepared> {
     let checkpoint = Checkpoint::open(model)?;
-    let request = &adapted(request, &checkpoint)?;
+    let request = &gguf::adapted(request, &checkpoint)?;
     let destination = destination(&checkpoint, settings, &request.recipe.preset);
     prepare_checkpoint(checkpoint, request, on_non_finite, settings, destination)
 }
@@ -93,7 +95,7 @@ pub fn prepare_checkpoint(
     settings: &Settings,
     destination: Destination,
 ) -> Result<Prepared> {
-    let request = &adapted(request, &checkpoint)?;
+    let request = &gguf::adapted(request, &checkpoint)?;
     let tensors = infos(&checkpoint);
     let max_shard_size = match destination {
         Destination::Directory(_) => request.max_shard_size,
@@ -108,7 +110,7 @@ pub fn prepare_checkpoint(
     if on_non_finite == OnNonFinite::Keep {
         let source = checkpoint.source()?;
         let mut non_finite = NonFinite::new();
-        for i in touched(&checkpoint, &tensors, &request, &planned) {
+        for i in gguf::touched(&checkpoint, &tensors, &request, &planned) {
             non_finite.extend(count_not_finite(&source, i, &tensors[i])?.map(|found| (i, found)));
         }
         if !non_finite.is_empty() {
@@ -116,34 +118,6 @@ pub fn prepare_checkpoint(
         }
     }
     finish_preparing(checkpoint, tensors, planned, destination, settings, request.saturate)
-}
-
-/// The request as the checkpoint's format lets it be understood.
-fn adapted(request: &Request, checkpoint: &Checkpoint) -> Result<Request> {
-    let recipe = match checkpoint.gguf() {
-        Some(_) => plan::gguf::recipe(&request.recipe)?,
-        None => request.recipe.clone(),
-    };
-    Ok(Request { recipe, ..*request })
-}
-
-/// Tensors whose values matter.
-fn touched(
-    checkpoint: &Checkpoint,
-    tensors: &[TensorInfo],
-    request: &Request,
-    planned: &Result<Plan>,
-) -> Vec<usize> {
-    match (checkpoint.gguf(), planned) {
-        (Some(_), Ok(plan)) => {
-            plan.jobs.iter().filter(|job| job.work != Work::Copy).map(|job| job.source).collect()
-        }
-        (Some(_), Err(_)) => Vec::new(),
-        (None, _) => {
-            let choices = choose(&request.recipe, tensors, checkpoint.config());
-            choices.iter().enumerate().filter(|(_, c)| touches(c)).map(|(i, _)| i).collect()
-        }
-    }
 }
 
 /// Checks the destination, and joins its problems with the plan's.
@@ -161,7 +135,7 @@ pub(crate) fn finish_preparing(
             plan::tie(&mut plan, checkpoint.tied(), container);
             plan.notes.splice(0..0, checkpoint.notes().iter().cloned());
             let mut foreign = foreign(&plan, container);
-            foreign.extend(set_keys(&mut plan, &checkpoint, &destination));
+            foreign.extend(gguf::set_keys(&mut plan, &checkpoint, &destination));
             (foreign.is_empty().then_some(plan), foreign)
         }
         Err(Error::Refused(problems)) => (None, problems),
@@ -226,33 +200,6 @@ fn foreign(plan: &Plan, container: Container) -> Vec<String> {
             format!("{}: safetensors has no {}; --output NAME.pt can hold it", t.name, t.dtype.torch_name())
         })
         .collect()
-}
-
-/// Gives the output's GGUF file its key-values, or says why it can have none.
-fn set_keys(plan: &mut Plan, checkpoint: &Checkpoint, destination: &Destination) -> Option<String> {
-    let path = destination.path().display();
-    match (destination.container(), checkpoint.gguf()) {
-        (Container::Gguf, None) => Some(format!(
-            "{path}: a GGUF file also says how the model is built, and holds its tokenizer; accepted: a GGUF model as \
-             input (llama.cpp's convert_hf_to_gguf.py makes it), or --output NAME.safetensors"
-        )),
-        (Container::Gguf, Some(keys)) => {
-            let mut keys = keys.clone();
-            // the output is one file
-            keys.remove("split.");
-            if let Some(file_type) = plan.file_type {
-                keys.set_number("general.quantization_version", 2);
-                keys.set_number("general.file_type", file_type);
-            }
-            let keys = Arc::new(keys);
-            plan.files.iter_mut().for_each(|file| file.gguf = Some(keys.clone()));
-            None
-        }
-        (_, Some(_)) if plan.files.iter().any(|file| !file.blocks.is_empty()) => {
-            Some(format!("{path}: only GGUF files hold blocks; accepted: --output NAME.gguf"))
-        }
-        _ => None,
-    }
 }
 
 /// What runs that were killed left beside the output.

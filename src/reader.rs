@@ -195,42 +195,6 @@ impl Checkpoint {
         }
     }
 
-    /// Adds the files of a GGUF model, which are one, or all shards in their order.
-    fn add_shards(&mut self, files: Vec<PathBuf>) -> Result<()> {
-        let count = files.len() as u64;
-        let mut stated = None;
-        for (number, path) in files.into_iter().enumerate() {
-            let header = read_header(&path)?;
-            let Some(keys) = &header.gguf else {
-                return Err(Error::format(&path, "is no GGUF file, as the others of the model are"));
-            };
-            let split = gguf::split(keys);
-            match split {
-                None if count == 1 => {}
-                Some(split) if (split.number, split.count) == (number as u64, count) => {}
-                _ => {
-                    // names the shards that are missing
-                    split.map(|split| gguf::shards(&path, split)).transpose()?;
-                    let what = format!(
-                        "does not say that it is shard {} of {count} (split.no, split.count), as its name does",
-                        number + 1
-                    );
-                    return Err(Error::format(&path, what));
-                }
-            }
-            stated = stated.or(split.and_then(|s| s.tensors));
-            self.take(path, header, None)?;
-        }
-        if let Some(stated) = stated.filter(|&n| n != self.tensors.len() as u64) {
-            let what = format!(
-                "its shards hold {} tensors, and split.tensors.count is {stated}: some are cut off, or of another model",
-                self.tensors.len()
-            );
-            return Err(Error::format(&self.path, what));
-        }
-        self.check_names()
-    }
-
     /// Takes up the tensors of a file: all, or those that the index names.
     fn take(
         &mut self,

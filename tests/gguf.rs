@@ -210,6 +210,25 @@ fn tiles_and_shards_make_no_difference() {
 }
 
 #[test]
+fn a_gpu_writes_the_same_bytes() {
+    let folder = Folder::new();
+    let input = save_model(&folder, "m.gguf", Float::BF16);
+    let [cpu, gpu] = ["cpu", "gpu"].map(|device| folder.text(&format!("{device}.gguf")));
+    let same = |command: &str, input: &str, options: &[&str]| {
+        for (device, output) in [("cpu", &cpu), ("gpu", &gpu)] {
+            ok(&[&[command, "-m", input, "-o", output, "-f", "-d", device][..], options].concat());
+        }
+        assert!(std::fs::read(&cpu).unwrap() == std::fs::read(&gpu).unwrap(), "{command} {options:?}");
+    };
+    let coded = folder.path("coded.gguf");
+    for preset in ["q8_0", "q4_0", "q4_1", "q4_k_m"] {
+        same("quantize", &input, &["-p", preset]);
+        std::fs::copy(&cpu, &coded).unwrap();
+        same("dequantize", coded.to_str().unwrap(), &[]);
+    }
+}
+
+#[test]
 fn what_is_refused() {
     let folder = Folder::new();
     let gguf = save_model(&folder, "m.gguf", Float::F16);

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::Header;
 use crate::block::Block;
@@ -11,10 +11,13 @@ use crate::error::{Error, Result};
 use crate::tensor::{Dtype, TensorInfo};
 
 mod keys;
+mod shards;
 mod types;
 
 pub use keys::Keys;
 use keys::{ARRAY, Entry, STRING, size};
+pub(crate) use shards::shard_name;
+pub(super) use shards::{shards, split};
 pub use types::{Kind, number_of};
 
 /// What a file begins with.
@@ -339,67 +342,5 @@ impl Cursor<'_> {
             }
             _ => wrong(self, format!("shape {dims:?} has more bytes than can be")),
         }
-    }
-}
-
-/// Where a file stands in a split model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Split {
-    /// From 0 on.
-    pub number: u64,
-    pub count: u64,
-    /// Of all shards together.
-    pub tensors: Option<u64>,
-}
-
-/// What the key-values say of a split.
-pub(super) fn split(keys: &Keys) -> Option<Split> {
-    let count = keys.number("split.count").filter(|&n| n > 1)?;
-    let number = keys.number("split.no").unwrap_or(0);
-    Some(Split { number, count, tensors: keys.number("split.tensors.count") })
-}
-
-/// `NAME` of `NAME-00001-of-00003.gguf`, the number from 1 on, and the count.
-pub(crate) fn shard_name(path: &Path) -> Option<(&str, u64, u64)> {
-    let (name, count) = path.file_stem()?.to_str()?.rsplit_once("-of-")?;
-    let (name, number) = name.rsplit_once('-')?;
-    let digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
-    (digits(number) && digits(count)).then_some((name, number.parse().ok()?, count.parse().ok()?))
-}
-
-/// The files of the model that a shard belongs to, in order. All of them must be there.
-pub(super) fn shards(path: &Path, split: Split) -> Result<Vec<PathBuf>> {
-    let Split { number, count, .. } = split;
-    let expected = |i: u64| format!("NAME-{:05}-of-{count:05}.gguf", i + 1);
-    let Some((name, _, _)) =
-        shard_name(path).filter(|&(_, i, n)| i == number.saturating_add(1) && i <= n && n == count)
-    else {
-        return Err(Error::format(
-            path,
-            format!(
-                "is shard {} of {count} of a split model, and its name does not say so; accepted: {}",
-                number.saturating_add(1),
-                if number < count { expected(number) } else { "a number within the count".into() }
-            ),
-        ));
-    };
-    let extension = path.extension().unwrap_or_default().to_string_lossy();
-    let all: Vec<PathBuf> = (1..=count)
-        .map(|i| path.with_file_name(format!("{name}-{i:05}-of-{count:05}.{extension}")))
-        .collect();
-    let missing: Vec<String> = (all.iter().filter(|p| !p.is_file()))
-        .map(|p| p.file_name().unwrap_or_default().to_string_lossy().into_owned())
-        .collect();
-    match missing.is_empty() {
-        true => Ok(all),
-        false => Err(Error::format(
-            path,
-            format!(
-                "is one of {count} shards, and {} missing: {}; download {} again",
-                if missing.len() == 1 { "one is".to_owned() } else { format!("{} are", missing.len()) },
-                super::enumerate(&missing),
-                if missing.len() == 1 { "it" } else { "them" },
-            ),
-        )),
     }
 }

@@ -265,6 +265,43 @@ fn a_terabyte() {
     }
 }
 
+/// As many keys and tensors as are accepted, and one more of each.
+#[test]
+fn floods() {
+    let folder = in_memory();
+    let path = folder.path().join("x.gguf");
+    let keys = |n: u32| -> Vec<Bytes> { (0..n).map(|i| key(&format!("{i:x}"), 0, &[1])).collect() };
+    let tensors = |n: u32| -> Vec<Tensor> {
+        (0..n)
+            .map(|i| Tensor { offset: Some(i.into()), ..tensor(&format!("{i:x}"), &[], 24, &[1]) })
+            .collect()
+    };
+    let unaligned = number("general.alignment", 1);
+    let mut many = Gguf::new(&[unaligned], &tensors(262_144));
+    many.alignment = 1;
+    for (what, file, parts) in [
+        ("keys", Gguf::new(&keys(65_536), &[]), &[][..]),
+        ("more keys", Gguf::new(&keys(65_537), &[]), &["claims 65537 key-values; accepted: up to 65536"]),
+        ("tensors", many, &[]),
+        (
+            "more tensors",
+            Gguf::new(&[], &tensors(262_145)),
+            &["claims 262145 tensors; accepted: up to 262144"],
+        ),
+    ] {
+        let bytes = file.bytes();
+        fs::write(&path, &bytes).unwrap();
+        let opened = open(&path);
+        eprintln!("{what}: {} bytes, {} MiB", bytes.len(), opened.memory >> 20);
+        match opened.result {
+            Ok(_) => assert!(parts.is_empty(), "{what}: should be refused"),
+            Err(message) => says(what, &message, parts),
+        }
+        let most = (2 << 20) + 24 * bytes.len() as u64;
+        assert!(opened.memory < most, "{what}: {} bytes of memory for {}", opened.memory, bytes.len());
+    }
+}
+
 #[test]
 fn shards_that_lie() {
     let folder = in_memory();
