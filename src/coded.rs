@@ -1,9 +1,11 @@
 //! Quantized checkpoints in: which tensors make up a layer, and what its codes stand for.
 
+pub mod blocks;
 mod codes;
 mod compressed;
 mod words;
 
+pub use blocks::BlockLayer;
 pub use codes::{Incoming, code_offset, packed_rows};
 
 use crate::{
@@ -61,6 +63,8 @@ pub struct Origin {
 pub struct Layers {
     /// The layers, in reading order.
     pub coded: Vec<CodedLayer>,
+    /// Tensors of GGUF blocks, in the order of the file.
+    pub blocks: Vec<BlockLayer>,
     /// Tensors that belong to no layer.
     pub rest: Vec<usize>,
     /// Scales of inputs and outputs: without use when weights are floats.
@@ -71,6 +75,9 @@ pub struct Layers {
 
 /// Finds the layers of a checkpoint, and refuses layouts that are not read.
 pub fn layers(checkpoint: &Checkpoint, source: &Source) -> Result<Layers> {
+    if checkpoint.gguf().is_some() {
+        return Ok(blocks::layers(checkpoint));
+    }
     let tensors = infos(checkpoint);
     refuse_other_methods(checkpoint)?;
     let by_name: HashMap<&str, usize> =

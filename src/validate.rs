@@ -4,7 +4,7 @@ mod targets;
 mod words;
 
 use crate::{
-    coded::{CodedLayer, layers, qparams, quantization_config},
+    coded::{CodedLayer, blocks, layers, qparams, quantization_config},
     error::{Error, Result},
     quantize::infos,
     reader::{Checkpoint, Source},
@@ -55,13 +55,21 @@ pub fn validate(model: &Path) -> Result<Validation> {
         }
         Err(e) => return Err(e),
     };
-    validation.layers = found.coded.len();
+    validation.layers = found.coded.len() + found.blocks.len();
     validation.tensors = found.rest.len();
-    if found.coded.is_empty() {
+    if found.coded.is_empty() && found.blocks.is_empty() {
         validation.problems.push("no quantized layer found".into());
     }
     for layer in &found.coded {
         validation.problems.extend(values(&source, &tensors, layer)?);
+    }
+    for layer in &found.blocks {
+        if let Some((count, first)) = blocks::not_finite(&source, layer)? {
+            validation.problems.push(format!(
+                "{}: the scales of {count} {} blocks are not finite, the first in block {first}",
+                layer.name, layer.block
+            ));
+        }
     }
     for i in found.rest.iter().copied() {
         if let Some((index, count)) = count_not_finite(&source, i, &tensors[i])? {

@@ -58,6 +58,13 @@ pub fn open(path: &Path) {
     };
     let size = std::fs::metadata(path).unwrap().len();
     let source = checkpoint.source().unwrap();
+    if let Some(keys) = checkpoint.gguf() {
+        // key-values are written again as they were, behind magic, version and counts
+        let mut written = Vec::new();
+        keys.write(&mut written);
+        assert!(std::fs::read(path).unwrap()[24..].starts_with(&written));
+        drop(monoquant::inspect::inspect_checkpoint(&checkpoint));
+    }
     for (i, tensor) in checkpoint.tensors().iter().enumerate() {
         let (bytes, elem) = (tensor.info.bytes(), tensor.info.dtype.size() as u64);
         if tensor.strides.is_none() {
