@@ -142,15 +142,12 @@ pub(super) mod tests {
     /// Twice the weights have the same codes and twice the scales.
     #[test]
     fn codes_do_not_depend_on_a_power_of_two() {
-        let weights = gaussian(2048);
+        let weights: Vec<f32> = gaussian(2048).iter().map(|x| 100.0 * x).collect();
         let twice: Vec<f32> = weights.iter().map(|x| 2.0 * x).collect();
         for block in Block::ALL {
-            let (_, bytes) = quantized(block, Float::F32, f32s(&weights));
-            let (_, bytes_of_twice) = quantized(block, Float::F32, f32s(&twice));
-            let (decoded, expected) = (dequantized(block, &bytes), dequantized(block, &bytes_of_twice));
-            for (x, y) in decoded.iter().zip(&expected) {
-                assert!((2.0 * x - y).abs() <= 1e-4, "{block}: {x} and {y}"); // d may be subnormal in one of them
-            }
+            let decoded = dequantized(block, &quantized(block, Float::F32, f32s(&weights)).1);
+            let expected = dequantized(block, &quantized(block, Float::F32, f32s(&twice)).1);
+            assert!(decoded.iter().zip(&expected).all(|(x, y)| 2.0 * x == *y), "{block}");
         }
     }
 
@@ -169,7 +166,7 @@ pub(super) mod tests {
     #[test]
     fn overflow_is_counted_and_underflow_is_zero() {
         for block in Block::ALL {
-            for (largest, overflows) in [(1e30, 1), (f32::MAX, 1), (2e7, 1), (1e3, 0), (1e-35, 0), (1e-45, 0)]
+            for (largest, overflows) in [(1e30, 1), (f32::MAX, 1), (2e9, 1), (1e3, 0), (1e-35, 0), (1e-45, 0)]
             {
                 let mut weights = vec![0.0; 3 * block.len()];
                 weights[block.len()] = largest;
