@@ -30,7 +30,7 @@ fn probe(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) w
   let denominator = i32(b & 0xfffu) + 1;
   output[11u * pair + 7u] = unordered(a);
   output[11u * pair + 8u] = u32(fixed_quotient(i32(a >> 5u), denominator + i32(a >> 17u)));
-  output[11u * pair + 9u] = u32(block_code(flush(a & 0xc0ffffffu), s, 0u));
+  output[11u * pair + 9u] = u32(block_code(flush(a & 0xc0ffffffu), s - 0x800000u, 0u));
   output[11u * pair + 10u] = code_error(i32(a & 0x1fffu) - 4096, denominator, i32(b >> 16u), bitcast<f32>(div_rn(0x3f800000u, bitcast<u32>(f32(denominator)))));
 }
 ",
@@ -49,7 +49,7 @@ fn probe(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) w
                 round_quotient(x & !(1 << 31), s, (y & 1) as i32),
                 unordered(x),
                 fixed_quotient((x >> 5) as i32, denominator + (x >> 17) as i32) as u32,
-                block_code::<{ bits::Q4_0 }>(params, flush(x & 0xc0ff_ffff), s, 0) as u32,
+                block_code::<{ bits::Q4_0 }>(params, flush(x & 0xc0ff_ffff), s - 0x80_0000, 0) as u32,
                 code_error(
                     params,
                     (x & 0x1fff) as i32 - 4096,
