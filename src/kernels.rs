@@ -19,6 +19,7 @@ pub mod block_error;
 pub mod block_pack;
 pub mod block_scales;
 pub mod block_search;
+pub mod blocks;
 pub mod cases;
 pub mod clip_range;
 pub mod convert;
@@ -30,7 +31,8 @@ pub mod qparams;
 pub mod quantize_pack;
 pub mod search;
 
-use crate::{block::Block, tensor::Float};
+use crate::tensor::Float;
+pub use blocks::block_steps;
 
 /// Threads a workgroup, in every kernel.
 pub const WORKGROUP: u32 = 64;
@@ -172,36 +174,6 @@ impl TileParams {
             self.both_signs = 0;
         }
         self
-    }
-
-    /// Makes the tile a sequence of GGUF blocks: `elements` weights, which fill them.
-    pub fn with_blocks(mut self, block: Block, elements: u32) -> Self {
-        self = self.with_groups(elements, block.group_len() as u32);
-        self.block = block as u32;
-        self.row_len = elements;
-        (self.qmin, self.qmax) = match block {
-            Block::Q4_0 => (-8, 7),
-            Block::Q4_1 | Block::Q4_K => (0, 15),
-            Block::Q8_0 => (-127, 127),
-            Block::Q6_K => (-32, 31),
-        };
-        self.code_offset = match block {
-            Block::Q4_0 => 8,
-            Block::Q6_K => 32,
-            _ => 0,
-        };
-        self
-    }
-
-    /// The type of the tile's blocks.
-    pub fn block_type(&self) -> Block {
-        Block::ALL[self.block as usize]
-    }
-
-    /// Words that hold the bytes of all blocks.
-    pub fn block_words(&self) -> u32 {
-        let block = self.block_type();
-        (self.elements / block.len() as u32 * block.bytes() as u32).div_ceil(4)
     }
 
     /// The dtype of the weights.
@@ -431,17 +403,6 @@ pub const ALL: [&Kernel; 14] = [
     &block_error::KERNEL,
     &block_dequantize::KERNEL,
 ];
-
-/// The kernels that quantize to blocks, in order. They leave the blocks in `output`, sums for a report in `errors`, in
-/// units of `scales`, and in `counts[0]` the number of blocks whose scale or minimum overflows f16.
-pub fn block_steps(block: Block) -> Vec<&'static Kernel> {
-    let mut steps = vec![&minmax::KERNEL];
-    if matches!(block, Block::Q4_K | Block::Q6_K) {
-        steps.push(&block_search::KERNEL);
-    }
-    steps.extend([&block_scales::KERNEL, &block_pack::KERNEL, &block_error::KERNEL]);
-    steps
-}
 
 /// How threads work as teams; chosen for an adapter, without effect on the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -352,6 +352,32 @@ mod tests {
     }
 
     #[test]
+    fn fixed_quotients_are_exact() {
+        let mut random = crate::kernels::cases::Random(5);
+        for i in 0..1_000_000u64 {
+            let word = random.next_u64();
+            let denominator = 1 + (word as i64 & 0xf_ffff) / [1, 16, 4096][i as usize % 3];
+            let mut numerator = (word >> 32) as i64 & 0x7ff_ffff;
+            if i % 2 == 0 {
+                numerator =
+                    (numerator / denominator * denominator + denominator * (i as i64 & 255) / 512).max(0);
+            }
+            numerator = numerator.min((1 << 22) * denominator);
+            let expected = (512 * numerator + denominator) / (2 * denominator);
+            assert_eq!(i64::from(fixed_quotient(numerator as i32, denominator as i32)), expected);
+        }
+    }
+
+    #[test]
+    fn small_floats_round_to_even() {
+        for i in -100_000..100_000 {
+            for x in [i as f32 * 0.25, i as f32 * 41.5, f32::from_bits((i as f32).to_bits() + 1)] {
+                assert_eq!(round_small(x), x.round_ties_even() as i32, "{x}");
+            }
+        }
+    }
+
+    #[test]
     fn order_of_bits_is_order_of_floats() {
         let values = [f32::NEG_INFINITY, -1e30, -1.0, -1e-38, -0.0, 0.0, 1e-38, 1.0, 1e30, f32::INFINITY];
         let bits: Vec<u32> = values.iter().map(|v| ordered(v.to_bits())).collect();

@@ -116,3 +116,57 @@ fn block_weights<const BLOCK: u32, const LEN: usize, const BYTES: usize>(bytes: 
     }
     weights
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::blocks::tests::dequantized;
+    use crate::{block::Block, kernels::cases::Random, tensor::Float};
+
+    /// Weight i of a block, by the description of the layout, in f64: every product is exact there.
+    fn naive(block: Block, bytes: &[u8], i: usize) -> f32 {
+        let half = |at: usize| f64::from(Float::F16.decode(&bytes[at..at + 2]));
+        let nibble = |at: usize, high: bool| f64::from(if high { bytes[at] >> 4 } else { bytes[at] & 15 });
+        let x = match block {
+            Block::Q4_0 => half(0) * (nibble(2 + i % 16, i >= 16) - 8.0),
+            Block::Q4_1 => half(0) * nibble(4 + i % 16, i >= 16) + half(2),
+            Block::Q8_0 => half(0) * f64::from(bytes[2 + i] as i8),
+            Block::Q4_K => {
+                let (j, scales) = (i / 32, &bytes[4..16]);
+                let (step, low) = if j < 4 {
+                    (scales[j] & 63, scales[j + 4] & 63)
+                } else {
+                    (scales[j + 4] & 15 | scales[j - 4] >> 6 << 4, scales[j + 4] >> 4 | scales[j] >> 6 << 4)
+                };
+                let q = nibble(16 + i / 64 * 32 + i % 32, i % 64 >= 32);
+                half(0) * f64::from(step) * q - half(2) * f64::from(low)
+            }
+            Block::Q6_K => {
+                let (n, part, l) = (i / 128, i % 128 / 32, i % 32);
+                let low = nibble(n * 64 + part % 2 * 32 + l, part >= 2);
+                let high = f64::from(bytes[128 + n * 32 + l] >> (2 * part) & 3);
+                half(208) * f64::from(bytes[192 + i / 16] as i8) * (low + 16.0 * high - 32.0)
+            }
+        };
+        x as f32
+    }
+
+    #[test]
+    fn blocks_decode_as_their_layout_says() {
+        let mut random = Random(4);
+        for block in Block::ALL {
+            let mut bytes: Vec<u8> = (0..200 * block.bytes()).map(|_| random.next_u64() as u8).collect();
+            for bytes in bytes.chunks_mut(block.bytes()) {
+                // finite halves
+                for at in if block == Block::Q6_K { 209..=209 } else { 1..=3 } {
+                    bytes[at] &= 0xbb;
+                }
+            }
+            let found = dequantized(block, &bytes);
+            for (i, &x) in found.iter().enumerate() {
+                let (number, at) = (i / block.len(), i % block.len());
+                let expected = naive(block, &bytes[number * block.bytes()..][..block.bytes()], at);
+                assert_eq!(x, expected, "{block} {number}, weight {at}");
+            }
+        }
+    }
+}

@@ -114,3 +114,81 @@ fn six_bits(scales: &[i32; 8], at: usize) -> u8 {
     };
     byte as u8
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::blocks::tests::{f32s, quantized};
+    use crate::{block::Block, kernels::cases::Random, tensor::Float};
+
+    /// The reference, in the words of gguf-py.
+    fn reference(block: Block, xs: &[f32]) -> Vec<u8> {
+        let inverse = |d: f32| if d == 0.0 { 0.0 } else { 1.0 / d };
+        let mut bytes = Vec::new();
+        match block {
+            Block::Q8_0 => {
+                let d = xs.iter().fold(0f32, |a, x| a.max(x.abs())) / 127.0;
+                Float::F16.encode(d, &mut bytes);
+                bytes.extend(xs.iter().map(|x| (x * inverse(d)).round() as i8 as u8));
+            }
+            Block::Q4_0 => {
+                let largest = xs.iter().fold(0f32, |a, &x| if x.abs() > a.abs() { x } else { a });
+                let d = largest / -8.0;
+                Float::F16.encode(d, &mut bytes);
+                let codes: Vec<u8> = xs.iter().map(|x| ((x * inverse(d) + 8.5) as u8).min(15)).collect();
+                bytes.extend((0..16).map(|i| codes[i] | codes[i + 16] << 4));
+            }
+            _ => {
+                let min = xs.iter().fold(f32::INFINITY, |a, &x| a.min(x));
+                let d = (xs.iter().fold(f32::NEG_INFINITY, |a, &x| a.max(x)) - min) / 15.0;
+                Float::F16.encode(d, &mut bytes);
+                Float::F16.encode(min, &mut bytes);
+                let codes: Vec<u8> =
+                    xs.iter().map(|x| (((x - min) * inverse(d) + 0.5) as u8).min(15)).collect();
+                bytes.extend((0..16).map(|i| codes[i] | codes[i + 16] << 4));
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn simple_blocks_have_the_bytes_of_the_reference() {
+        let mut random = Random(9);
+        let mut weights = Vec::new();
+        for i in 0..1 << 13 {
+            let scale = [0.02, 1.0, 0.25, 3e-5, 7e-9, 0.0][i % 6];
+            let grid = [0.0, 0.5, 1.0 / 16.0][i / 6 % 3]; // weights on a grid are often halves of a step
+            weights.extend((0..32).map(|j| {
+                let x = match i % 5 {
+                    0 => random.uniform() * 8.0,
+                    1 => random.uniform() * -16.0,
+                    _ => random.gaussian() * 4.0,
+                };
+                let x = if grid > 0.0 { (x / grid).round() * grid } else { x };
+                scale * if j == 0 && i % 7 == 0 { -8.0 } else { x } + 0.0
+            }));
+        }
+        for block in [Block::Q4_0, Block::Q4_1, Block::Q8_0] {
+            let (_, bytes) = quantized(block, Float::F32, f32s(&weights));
+            for (i, (xs, found)) in weights.chunks(32).zip(bytes.chunks(block.bytes())).enumerate() {
+                assert_eq!(found, reference(block, xs), "{block} {i}: {xs:?}");
+            }
+        }
+    }
+
+    /// What gguf-py makes of 32 weights.
+    #[test]
+    fn known_blocks() {
+        let weights: Vec<f32> = (0..32).map(|i| ((i * 37 % 64) as f32 - 31.5) / 16.0).collect();
+        for (block, expected) in KNOWN {
+            let (_, bytes) = quantized(block, Float::F32, f32s(&weights));
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(hex, expected, "{block}");
+        }
+    }
+
+    const KNOWN: [(Block, &str); 3] = [
+        (Block::Q4_0, "e03340d973fc952ec851ea731da63fc862fb"),
+        (Block::Q4_1, "3334e0bf40d962fb952eb751da730c953ec851ea"),
+        (Block::Q8_0, "f0238116a93ed267fa8d22b54bde7306992ec257ea7f12a53ace63f6891eb147da6f"),
+    ];
+}

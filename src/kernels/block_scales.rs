@@ -233,3 +233,62 @@ fn block_scales(params: &TileParams, b: &mut TileBuffers) {
         b.counts[0] += u32::from(group == first && overflows(halves));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        block::Block,
+        kernels::{
+            blocks::tests::quantized,
+            cases::{Random, data},
+        },
+        tensor::Float,
+    };
+
+    #[test]
+    fn halves_are_the_smallest_that_are_not_below() {
+        let mut random = Random(1);
+        for _ in 0..100_000 {
+            let x = (random.next_u64() as u32) % 0x477f_e000; // up to 65504
+            let h = f16_above(flush(x));
+            assert!(f16_to_f32(h) >= flush(x) && (h == 0 || f16_to_f32(h - 1) < flush(x)), "{x:#x}");
+        }
+        assert_eq!(f16_above(0x477f_e001), 0x7c00);
+    }
+
+    #[test]
+    fn tries_begin_in_the_middle_and_stay_in_range() {
+        let middle = Stored { step: 63, low: 0 };
+        let tries: Vec<Stored> = (0..TRIES as usize).map(|i| tried::<Q4_K>(i, middle)).collect();
+        assert_eq!((tries[0].step, tries[0].low), (63, 0));
+        assert!(tries.iter().all(|t| (0..64).contains(&t.step) && (0..64).contains(&t.low)));
+        let middle = Stored { step: -128, low: 0 };
+        assert!((0..16).all(|i| (-128..-119).contains(&tried::<Q6_K>(i, middle).step)));
+    }
+
+    /// No other pair of stored integers nearby is better by more than the rounding of the judgement, which is to 12 bits.
+    #[test]
+    fn stored_integers_are_the_best_around() {
+        let input = data("gaussian", 1024, Float::F32, 3);
+        let weights: &[f32] = bytemuck::cast_slice(&input);
+        let (buffers, _) = quantized(Block::Q4_K, Float::F32, &input);
+        for (g, weights) in weights.chunks(32).enumerate() {
+            let halves = buffers.scales[3 * 32 + g];
+            let (d, dmin) = (f16_to_f32(halves & 0xffff), f16_to_f32(halves >> 16));
+            let (d, dmin) = (f64::from(f32::from_bits(d)), f64::from(f32::from_bits(dmin)));
+            let noise = |step: i32, low: i32| -> f64 {
+                let (step, low) = (d * f64::from(step), dmin * f64::from(low));
+                let decoded = |x: f64| ((x + low) / step).round().clamp(0.0, 15.0) * step - low;
+                weights.iter().map(|&x| (f64::from(x) - decoded(x.into())).powi(2)).sum()
+            };
+            let stored = buffers.zero_points[g];
+            let (step, low) = (stored & 255, stored >> 8);
+            for i in 0..9 {
+                let other = noise((step + i / 3 - 1).clamp(1, 63), (low + i % 3 - 1).clamp(0, 63));
+                // the pair that was chosen may lie at the edge of those that were tried
+                assert!(noise(step, low) <= 1.1 * other, "group {g}");
+            }
+        }
+    }
+}

@@ -161,3 +161,46 @@ pub(super) fn errors(
     }
     errors
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::blocks::tests::quantized;
+    use crate::{block::Block, kernels::cases::data, tensor::Float};
+
+    /// A line found by the search, and the plain one that spreads the range over all codes.
+    #[test]
+    fn fits_are_no_worse_than_the_plain_range() {
+        for (block, codes) in [(Block::Q4_K, 0.0..=15.0), (Block::Q6_K, -32.0..=31.0)] {
+            for kind in ["gaussian", "positive", "ties", "extremes"] {
+                let input = data(kind, 2048, Float::BF16, 3);
+                let weights: Vec<f64> =
+                    input.chunks(2).map(|bytes| f64::from(Float::BF16.decode(bytes))).collect();
+                let (buffers, _) = quantized(block, Float::BF16, &input);
+                let groups = 2048 / block.group_len();
+                for (g, weights) in weights.chunks(block.group_len()).enumerate() {
+                    let noise = |step: f64, low: f64| -> f64 {
+                        let code = |x: f64| ((x + low) / step).round().clamp(*codes.start(), *codes.end());
+                        weights.iter().map(|&x| (x - (code(x) * step - low)).powi(2)).sum()
+                    };
+                    let min = weights.iter().fold(0f64, |a, &x| a.min(x));
+                    let max = weights.iter().fold(0f64, |a, &x| a.max(x));
+                    let absmax = max.max(-min);
+                    let plain = if block == Block::Q4_K {
+                        noise((max - min) / 15.0, -min)
+                    } else {
+                        noise(absmax / 31.0, 0.0)
+                    };
+                    let found =
+                        |row: usize| f64::from(f32::from_bits(buffers.scales[row * groups + g])) / 1048576.0;
+                    if absmax >= 2f64.powi(100) || absmax == 0.0 {
+                        continue;
+                    }
+                    // the judgement is rounded to 1/4096 of the absmax
+                    let blur = weights.len() as f64 * (absmax / 4096.0).powi(2);
+                    let (found, least) = (noise(found(4), found(5)), 1.1 * plain + blur); // plain may be lucky
+                    assert!(found <= least, "{block} {kind} group {g}: {found} above {least}");
+                }
+            }
+        }
+    }
+}
