@@ -10,7 +10,7 @@ import layouts
 import pytest
 import torch
 from helpers import TINY_LLAMA, bits_per_byte, compare, dequantize, quantize, relative_error, tensors
-from loaders import F16_ERROR, check_weights, config, in_gptqmodel, in_transformers, logits
+from loaders import F16_ERROR, check_weights, config, in_gptqmodel, in_transformers, logits, quantized_modules
 from packed_models import by_hand, each_random, save_random
 
 GPTQ = ["--format", "gptq"]
@@ -132,8 +132,10 @@ def test_a_kept_module_stays_dense_in_both_loaders(tmp_path):
         assert relative_error(logits(loaded), expected) < F16_ERROR
 
 
-@pytest.mark.parametrize("override", ["bits=8", "group_size=32", "bits=8,group_size=64"])
-def test_overrides_reach_the_module_they_were_meant_for(override, tmp_path):
+@pytest.mark.parametrize(
+    "override, bits, group", [("bits=8", 8, 384), ("group-size=32", 4, 32), ("bits=8,group-size=64", 8, 64)]
+)
+def test_overrides_reach_the_module_they_were_meant_for(override, bits, group, tmp_path):
     """By `dynamic`, which gptqmodel and vLLM read; transformers does not, and the plan says so."""
     report = quantize(TINY_LLAMA, tmp_path / "q", *GPTQ, "--bits", 4, "--override", f"{DOWN}={override}")
     assert any("transformers" in note for note in report["notes"])
@@ -141,9 +143,9 @@ def test_overrides_reach_the_module_they_were_meant_for(override, tmp_path):
     dense = dequantize(tmp_path / "q", tmp_path / "d", "--dtype", "f32")
     loaded = in_gptqmodel(tmp_path / "q")
     assert len(check_weights(loaded, dense)) == 21
-    module = loaded.get_submodule(DOWN_PROJ)
-    assert f"bits={module.bits}" in override or module.bits == 4
-    assert f"group_size={module.group_size}" in override or module.group_size == 128
+    schemes = {name: (module.bits, module.group_size) for name, module in quantized_modules(loaded).items()}
+    assert schemes.pop(DOWN_PROJ) == (bits, group)
+    assert set(schemes.values()) == {(4, 128)}
     assert relative_error(logits(loaded), logits(in_transformers(dense))) < F16_ERROR
 
 
