@@ -97,6 +97,13 @@ def test_files_of_others_convert(source, tmp_path):
     assert len(check_weights(in_transformers(convert(packed, tmp_path / "other", other)), dense)) == 21
 
 
+def test_version_2_of_gptq_becomes_version_1(tmp_path):
+    packed, dense = by_hand(tmp_path, "gptq", 4, 32, True, checkpoint_format="gptq_v2")
+    at = convert(packed, tmp_path / "v1", "gptq")
+    assert config(at)["checkpoint_format"] == "gptq"
+    assert len(check_weights(in_transformers(at), dense)) == 21
+
+
 REFUSALS = {
     "asymmetric → gptq": ([*GROUP_32, *ASYMMETRIC], "gptq", "symmetric"),
     "AWQ's zero points → gptq": ([*GROUP_32, "--format", "awq"], "gptq", "symmetric"),
@@ -104,7 +111,7 @@ REFUSALS = {
     "channels → awq": (["--bits", 4, "--strategy", "channel"], "awq", "group"),
     "mixed bits → awq": ([*GROUP_32, "--override", "down_proj=bits=8"], "awq", "4 bits"),
     "mixed groups → awq": ([*GROUP_32, "--override", "down_proj=group-size=64"], "awq", "group"),
-    "what is there already": ([*GROUP_32, "--format", "gptq"], "gptq", "already"),
+    "what is there already": (GROUP_32, CT, "already"),
 }
 
 
