@@ -4,7 +4,7 @@
 //! a machine whose speed drifts treats all alike; `x cp` is the ratio to copying the input file. One JSON line closes.
 
 use monoquant::{
-    backend::{Backend, Tile},
+    backend::{Backend, Pass, Tile},
     device,
     gpu::GpuOptions,
     kernels::{ALL, TileParams, cases::data},
@@ -143,7 +143,7 @@ fn steps(backend: &mut dyn Backend, names: &[&str]) -> (f64, f64) {
             .with_groups(elements as u32, 128)
             .with_grid(4, true, true);
     let kernels = ALL.into_iter().filter(|k| names.contains(&k.name)).collect();
-    let tile = Tile { tag: 0, params, input_bytes: 2 * elements, kernels, preload: vec![], wants: &[] };
+    let tile = Tile::one(0, 2 * elements, Pass { params, kernels, preload: vec![], wants: &[] });
     let weights = data("gaussian", elements, Float::BF16, 1);
     timed(TILES * weights.len(), || {
         for _ in 0..TILES {
@@ -171,7 +171,8 @@ fn quantize(input: &Path, name: &str, settings: &Settings, device: &mut device::
     assert!(matches!(preset.method, Method::Quantize(_)));
     let request = Request {
         recipe: Recipe::new(preset),
-        format: monoquant::formats::ALL[0],
+        formats: vec![monoquant::formats::ALL[0]],
+        symmetry_stated: false,
         on_mismatch: OnMismatch::Refuse,
         saturate: false,
         max_shard_size: None,

@@ -9,15 +9,22 @@ use std::{
     sync::mpsc,
 };
 
-/// One upload: weights (or codes), and the kernels to run over them.
+/// One upload: weights (or codes), and what is computed from them, pass by pass.
 #[derive(Debug, Clone)]
 pub struct Tile {
     /// The caller's own number for it.
     pub tag: u64,
-    /// What it is.
-    pub params: TileParams,
     /// Bytes that the caller fills in: the weights as stored, or packed codes.
     pub input_bytes: usize,
+    /// The passes: one a grid that the weights are coded on. They share nothing but the input.
+    pub passes: Vec<Pass>,
+}
+
+/// Kernels that run one after another over a tile.
+#[derive(Debug, Clone)]
+pub struct Pass {
+    /// What the tile is, and how it is computed.
+    pub params: TileParams,
     /// The kernels, in order.
     pub kernels: Vec<&'static Kernel>,
     /// Words that buffers start with; ranges and counts otherwise start as zeros.
@@ -27,13 +34,30 @@ pub struct Tile {
 }
 
 impl Tile {
+    /// A tile of one pass.
+    pub fn one(tag: u64, input_bytes: usize, pass: Pass) -> Self {
+        Tile { tag, input_bytes, passes: vec![pass] }
+    }
+
+    /// Lengths of buffers that hold any pass.
+    pub fn lengths(&self) -> Lengths {
+        self.passes.iter().fold(Lengths::default(), |lengths, pass| lengths.max(pass.lengths()))
+    }
+
+    /// The kernels of all passes.
+    pub fn kernels(&self) -> impl Iterator<Item = &'static Kernel> {
+        self.passes.iter().flat_map(|pass| &pass.kernels).copied()
+    }
+}
+
+impl Pass {
     /// Lengths of all buffers.
     pub fn lengths(&self) -> Lengths {
         Lengths::new(&self.params, &self.kernels)
     }
 }
 
-/// The buffers that a tile wanted back.
+/// The buffers that a pass wanted back.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Results<'a> {
     words: [&'a [u32]; 8],
@@ -56,8 +80,8 @@ pub type Dispatches = BTreeMap<&'static str, u64>;
 
 /// Fills a tile's input; it gets exactly [`Tile::input_bytes`] bytes.
 pub type Fill<'a> = &'a mut dyn FnMut(&mut [u8]) -> Result<()>;
-/// Takes a finished tile.
-pub type Take<'a> = &'a mut dyn FnMut(Tile, &Results) -> Result<()>;
+/// Takes a finished tile, and the results of its passes.
+pub type Take<'a> = &'a mut dyn FnMut(Tile, &[Results]) -> Result<()>;
 
 /// Runs tiles, several at a time, and hands them back in the order they came.
 pub trait Backend {
@@ -67,8 +91,8 @@ pub trait Backend {
     fn tile_bytes(&self) -> usize;
     /// Tiles that may be in flight.
     fn depth(&self) -> usize;
-    /// Bytes that one tile in flight occupies, for buffers of these lengths.
-    fn bytes_per_tile(&self, lengths: &Lengths) -> u64;
+    /// Bytes that one tile in flight occupies, for buffers of these lengths and so many passes.
+    fn bytes_per_tile(&self, lengths: &Lengths, passes: usize) -> u64;
     /// Largest buffer that a tile may have, in bytes.
     fn max_buffer_bytes(&self) -> u64;
     /// Starts a tile. Fails if [`Backend::depth`] tiles are in flight.
@@ -85,7 +109,7 @@ pub trait Backend {
 pub struct CpuBackend {
     threads: usize,
     spare: Vec<TileBuffers>,
-    running: VecDeque<mpsc::Receiver<(Tile, TileBuffers)>>,
+    running: VecDeque<mpsc::Receiver<(Tile, Vec<TileBuffers>)>>,
     dispatches: Dispatches,
 }
 
@@ -110,13 +134,23 @@ impl Default for CpuBackend {
     }
 }
 
-/// Runs a tile's kernels on the calling thread. `buffers` have the tile's lengths, and its input.
-pub fn run_on_cpu(tile: &Tile, buffers: &mut TileBuffers) {
-    for (binding, words) in &tile.preload {
+/// Runs a pass on the calling thread. `buffers` have its lengths, and the tile's input.
+pub fn run_on_cpu(pass: &Pass, buffers: &mut TileBuffers) {
+    for (binding, words) in &pass.preload {
         buffers.words_mut(*binding)[..words.len()].copy_from_slice(words);
     }
-    for kernel in &tile.kernels {
-        (kernel.cpu)(&tile.params, buffers);
+    for kernel in &pass.kernels {
+        (kernel.cpu)(&pass.params, buffers);
+    }
+}
+
+/// Runs a tile's passes, which hand the input on.
+pub(crate) fn run_passes(tile: &Tile, buffers: &mut [TileBuffers]) {
+    for i in 0..tile.passes.len() {
+        if i > 0 {
+            buffers[i].input = std::mem::take(&mut buffers[i - 1].input);
+        }
+        run_on_cpu(&tile.passes[i], &mut buffers[i]);
     }
 }
 
@@ -133,8 +167,8 @@ impl Backend for CpuBackend {
         2 * self.threads + 2
     }
 
-    fn bytes_per_tile(&self, lengths: &Lengths) -> u64 {
-        lengths.bytes()
+    fn bytes_per_tile(&self, lengths: &Lengths, passes: usize) -> u64 {
+        lengths.bytes() * passes as u64
     }
 
     fn max_buffer_bytes(&self) -> u64 {
@@ -142,16 +176,20 @@ impl Backend for CpuBackend {
     }
 
     fn submit(&mut self, tile: Tile, fill: Fill) -> Result<()> {
-        let mut buffers = self.spare.pop().unwrap_or_default();
-        buffers.resize(&tile.lengths());
-        fill(&mut bytemuck::cast_slice_mut(&mut buffers.input)[..tile.input_bytes])?;
-        for kernel in &tile.kernels {
+        let mut buffers: Vec<TileBuffers> =
+            tile.passes.iter().map(|_| self.spare.pop().unwrap_or_default()).collect();
+        for (i, (pass, buffers)) in tile.passes.iter().zip(&mut buffers).enumerate() {
+            // the first pass holds the input, which must suit every pass
+            buffers.resize(&if i == 0 { tile.lengths() } else { pass.lengths() });
+        }
+        fill(&mut bytemuck::cast_slice_mut(&mut buffers[0].input)[..tile.input_bytes])?;
+        for kernel in tile.kernels() {
             *self.dispatches.entry(kernel.name).or_default() += 1;
         }
         let (sender, receiver) = mpsc::sync_channel(1);
         self.running.push_back(receiver);
         rayon::spawn(move || {
-            run_on_cpu(&tile, &mut buffers);
+            run_passes(&tile, &mut buffers);
             let _ = sender.send((tile, buffers)); // nobody waits any more after an error elsewhere
         });
         Ok(())
@@ -161,12 +199,16 @@ impl Backend for CpuBackend {
         let Some(receiver) = self.running.pop_front() else { return Ok(false) };
         let (tile, buffers) =
             receiver.recv().map_err(|_| Error::Device("a worker thread of the CPU backend failed".into()))?;
-        let mut results = Results::default();
-        for &binding in tile.wants {
-            results.set(binding, buffers.words(binding));
+        let mut all = Vec::with_capacity(tile.passes.len());
+        for (pass, buffers) in tile.passes.iter().zip(&buffers) {
+            let mut results = Results::default();
+            for &binding in pass.wants {
+                results.set(binding, buffers.words(binding));
+            }
+            all.push(results);
         }
-        take(tile, &results)?;
-        self.spare.push(buffers);
+        take(tile, &all)?;
+        self.spare.extend(buffers);
         Ok(true)
     }
 

@@ -14,8 +14,9 @@ mod args;
 mod show;
 
 use crate::{
-    compare, device,
+    compare, convert, device,
     error::{Error, Result},
+    formats::OutputFormat,
     gpu::{self, GpuBackend},
     inspect,
     plan::Request,
@@ -91,6 +92,11 @@ pub fn request(options: &[String]) -> Result<(Request, OnNonFinite)> {
     }
 }
 
+/// The layouts of these names, each once.
+pub fn formats(names: &[String]) -> Result<Vec<&'static dyn OutputFormat>> {
+    args::chosen_formats(names)
+}
+
 /// The first signal asks the loop to stop and clean up; a second one ends the process.
 fn catch_signals() {
     static ONCE: OnceLock<()> = OnceLock::new();
@@ -117,6 +123,12 @@ fn dispatch(command: Command) -> Result<()> {
             let settings = args.out.settings()?;
             let prepared =
                 unpack::prepare(&args.model, args.dtype(), args.saturate, args.max_shard_size(), &settings)?;
+            write(prepared, &settings, &args.out)
+        }
+        Command::Convert(args) => {
+            let settings = args.out.settings()?;
+            let prepared =
+                convert::prepare(&args.model, &args.formats()?, args.max_shard_size(), &settings)?;
             write(prepared, &settings, &args.out)
         }
         Command::Inspect(args) => {

@@ -1,11 +1,18 @@
 //! Quantized checkpoints in: which tensors make up a layer, and what its codes stand for.
 
+mod codes;
+mod compressed;
+mod words;
+
+pub use codes::{Incoming, code_offset, packed_rows};
+
 use crate::{
     backend::run_on_cpu,
     error::{Error, Result},
-    formats::compressed_tensors::{PACKED, SCALE, SHAPE, ZERO_POINT, unpack_zero_points},
+    formats::compressed_tensors::{PACKED, SCALE, SHAPE, ZERO_POINT},
     kernels::{Binding, TileBuffers},
-    plan::Coded,
+    packing::ZeroPoints,
+    plan::{Coded, Layout},
     quantize::infos,
     reader::{Checkpoint, Source},
     scheme::Strategy,
@@ -30,6 +37,8 @@ pub struct CodedLayer {
     pub parts: Vec<usize>,
     /// How it is coded. The output dtype is that of the scales.
     pub coded: Coded,
+    /// Whether no zero points are stored, or they all are said to be 0.
+    pub symmetric: bool,
     /// Which weights share a scale.
     pub strategy: Strategy,
     /// Where it came from, if it was transposed or taken out of stacked experts.
@@ -71,12 +80,13 @@ pub fn layers(checkpoint: &Checkpoint, source: &Source) -> Result<Layers> {
     let mut layers = Layers::default();
     let mut problems = Vec::new();
     let mut refused: HashSet<&str> = HashSet::new();
+    let mut refused_modules: HashSet<&str> = HashSet::new();
     for (i, info) in tensors.iter().enumerate() {
         let Some(name) = info.name.strip_suffix(SCALE).filter(|n| !n.is_empty()) else { continue };
         if name.ends_with("input") || name.ends_with("output") {
             continue; // scales of activations
         }
-        match layer(&tensors, &by_name, checkpoint, source, name, i) {
+        match compressed::layer(&tensors, &by_name, checkpoint, source, name, i) {
             Ok(Some(mut layer)) => {
                 layer.origin = origins.remove(name);
                 used.extend(&layer.parts);
@@ -90,13 +100,41 @@ pub fn layers(checkpoint: &Checkpoint, source: &Source) -> Result<Layers> {
             Err(e) => return Err(e),
         }
     }
+    for (i, info) in tensors.iter().enumerate() {
+        let Some(module) = info.name.strip_suffix("qweight") else { continue };
+        if !module.is_empty() && !module.ends_with('.') {
+            continue;
+        }
+        match words::layer(&tensors, &by_name, checkpoint, source, module, i) {
+            Ok(mut layer) => {
+                layer.origin = origins.remove(&layer.name);
+                used.extend(&layer.parts);
+                layers.coded.push(layer);
+            }
+            Err(Error::Refused(mut p)) => {
+                problems.append(&mut p);
+                refused_modules.insert(module);
+            }
+            Err(e) => return Err(e),
+        }
+    }
     let mut orphans: BTreeMap<String, (bool, Vec<&str>)> = BTreeMap::new();
-    let quantized =
-        quantization_config(checkpoint).is_some() || !layers.coded.is_empty() || !refused.is_empty();
+    let quantized = quantization_config(checkpoint).is_some()
+        || !layers.coded.is_empty()
+        || !refused.is_empty()
+        || !refused_modules.is_empty();
+    let of_words = layers.coded.iter().any(|l| matches!(l.coded.layout, Layout::Gptq { .. } | Layout::Awq));
     for (i, info) in tensors.iter().enumerate().filter(|(i, _)| !used.contains(i)) {
         let activation = ["input", "output"].iter().any(|side| {
             [SCALE, ZERO_POINT].iter().any(|part| info.name.ends_with(&format!(".{side}{part}")))
         });
+        let word_module = ["qzeros", "scales", "g_idx"].iter().find_map(|part| info.name.strip_suffix(part));
+        if let Some(module) = word_module.filter(|m| of_words && (m.is_empty() || m.ends_with('.'))) {
+            if !refused_modules.contains(module) {
+                problems.push(format!("{module}weight: {module}qweight is missing; there is {}", info.name));
+            }
+            continue;
+        }
         let orphan = if quantized { part_of_a_layer(info) } else { None };
         if let Some((weight, codes)) = orphan.filter(|(weight, _)| !refused.contains(weight.as_str())) {
             let parts = orphans.entry(weight).or_default();
@@ -115,9 +153,35 @@ pub fn layers(checkpoint: &Checkpoint, source: &Source) -> Result<Layers> {
     if !problems.is_empty() {
         return Err(Error::Refused(problems));
     }
+    name_whole_rows(checkpoint, &mut layers.coded);
     layers.coded.sort_by_key(|l| l.codes);
     layers.origins = origins;
     Ok(layers)
+}
+
+/// Rows of one group are groups, not channels, where groups of this size are spoken of.
+fn name_whole_rows(checkpoint: &Checkpoint, layers: &mut [CodedLayer]) {
+    fn sizes(value: &Value, found: &mut HashSet<usize>) {
+        match value {
+            Value::Object(map) => map.iter().for_each(|(key, value)| match value.as_u64() {
+                Some(size) if key == "group_size" => drop(found.insert(size as usize)),
+                _ => sizes(value, found),
+            }),
+            Value::Array(items) => items.iter().for_each(|value| sizes(value, found)),
+            _ => {}
+        }
+    }
+    let mut spoken = HashSet::new();
+    let ours = checkpoint.metadata().get("monoquant").and_then(|text| serde_json::from_str(text).ok());
+    for value in quantization_config(checkpoint).cloned().into_iter().chain(ours) {
+        sizes(&value, &mut spoken);
+    }
+    for layer in layers.iter_mut().filter(|l| l.strategy == Strategy::Channel) {
+        let group_size = layer.coded.cols;
+        if spoken.contains(&group_size) {
+            layer.strategy = Strategy::Group { group_size };
+        }
+    }
 }
 
 /// The weight that a tensor is a part of, by its name and dtype, and whether it is the codes.
@@ -136,14 +200,16 @@ fn part_of_a_layer(info: &TensorInfo) -> Option<(String, bool)> {
 
 fn refuse_other_methods(checkpoint: &Checkpoint) -> Result<()> {
     const READ: [&str; 4] = ["pack-quantized", "int-quantized", "naive-quantized", "mixed-precision"];
+    const METHODS: [&str; 3] = ["compressed-tensors", "gptq", "awq"];
     let Some(config) = quantization_config(checkpoint) else { return Ok(()) };
     let text = |key: &str| config.get(key).and_then(Value::as_str).unwrap_or("unknown").to_owned();
     let method = text("quant_method");
-    if method != "compressed-tensors" {
-        return Err(Error::format(
-            checkpoint.path(),
-            format!("quantized by {method}; accepted: compressed-tensors"),
-        ));
+    if !METHODS.contains(&method.as_str()) {
+        let accepted = METHODS.join(", ");
+        return Err(Error::format(checkpoint.path(), format!("quantized by {method}; accepted: {accepted}")));
+    }
+    if method != METHODS[0] {
+        return Ok(());
     }
     let groups = config.get("config_groups").and_then(Value::as_object);
     let formats = groups.into_iter().flatten().filter_map(|(_, g)| g.get("format")?.as_str());
@@ -175,133 +241,6 @@ fn origins(checkpoint: &Checkpoint) -> Result<HashMap<String, Origin>> {
     }
 }
 
-fn layer(
-    tensors: &[TensorInfo],
-    by_name: &HashMap<&str, usize>,
-    checkpoint: &Checkpoint,
-    source: &Source,
-    name: &str,
-    scale: usize,
-) -> Result<Option<CodedLayer>> {
-    let find = |suffix: &str| by_name.get(format!("{name}{suffix}").as_str()).copied();
-    let refused = |what: String| Err(Error::refused(format!("{name}: {what}")));
-    let packed = find(PACKED);
-    let Some(codes) = packed.or_else(|| find("").filter(|&i| tensors[i].dtype == Dtype::I8)) else {
-        return Ok(None);
-    };
-    let Some(scale_dtype) = tensors[scale].dtype.float() else {
-        return refused(format!("its scales are {}; accepted: F32, F16, BF16", tensors[scale].dtype));
-    };
-    if find("_g_idx").is_some() {
-        return refused("its groups are reordered (weight_g_idx), which is not read".into());
-    }
-    let mut parts = vec![codes, scale];
-    let shape = match (packed, find(SHAPE)) {
-        (None, _) => tensors[codes].shape.clone(),
-        (Some(_), Some(i)) => {
-            parts.push(i);
-            stored_shape(source, i, &tensors[i])?
-        }
-        (Some(_), None) => {
-            return refused(format!("{name}{SHAPE} is missing; it holds the shape of the packed weight"));
-        }
-    };
-    let rows = shape.first().copied().unwrap_or(0);
-    let Some(cols) =
-        shape.iter().skip(1).try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&c| c > 0 && rows > 0)
-    else {
-        return refused(format!("shape {shape:?} is no matrix of weights"));
-    };
-    let groups = tensors[scale].elements() as usize;
-    let per_row = if groups == 1 { 1 } else { groups / rows };
-    let whole = groups == 1 && rows > 1;
-    if !whole && (groups != rows * per_row || per_row == 0 || !cols.is_multiple_of(per_row)) {
-        return refused(format!("{groups} scales do not divide {rows} rows of {cols} weights into groups"));
-    }
-    let strategy = match per_row {
-        _ if whole => Strategy::Tensor,
-        1 => Strategy::Channel,
-        n => Strategy::Group { group_size: cols / n },
-    };
-    let bits = match packed {
-        None => 8,
-        Some(i) => packed_bits(&tensors[i], rows, cols, checkpoint, name)?,
-    };
-    let zero_points = find(ZERO_POINT);
-    if let Some(i) = zero_points {
-        parts.push(i);
-        let stored = &tensors[i];
-        let fits = match stored.dtype {
-            Dtype::I8 => stored.elements() as usize == groups,
-            Dtype::I32 => {
-                let rows = if whole { 1 } else { rows };
-                packed.is_some()
-                    && stored.elements() as usize == (rows * bits as usize).div_ceil(32) * per_row
-            }
-            _ => false,
-        };
-        if !fits {
-            return refused(format!(
-                "zero points {} of shape {:?} do not fit {groups} scales",
-                stored.dtype, stored.shape
-            ));
-        }
-    }
-    let group_len = crate::tiles::group_len(strategy, rows, cols);
-    let coded = Coded {
-        bits,
-        packed: packed.is_some(),
-        rows,
-        cols,
-        group_len,
-        scales: (scale, scale_dtype),
-        zero_points,
-        output: scale_dtype,
-    };
-    Ok(Some(CodedLayer { name: name.to_owned(), shape, codes, parts, coded, strategy, origin: None }))
-}
-
-fn stored_shape(source: &Source, tensor: usize, info: &TensorInfo) -> Result<Vec<usize>> {
-    let bad = |what: String| {
-        Error::refused(format!("{}: {what}; expected I64 with 2 to 8 positive numbers", info.name))
-    };
-    if info.dtype != Dtype::I64 || info.shape.len() != 1 || !(2..=8).contains(&info.shape[0]) {
-        return Err(bad(format!("{} of shape {:?}", info.dtype, info.shape)));
-    }
-    let mut bytes = vec![0; info.bytes() as usize];
-    source.read(tensor, 0, &mut bytes)?;
-    let numbers = bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default()));
-    let shape: Option<Vec<usize>> = numbers.map(|n| usize::try_from(n).ok().filter(|&n| n > 0)).collect();
-    let shape =
-        shape.filter(|s| s.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).is_some_and(|n| n < 1 << 48));
-    shape.ok_or_else(|| bad("holds no possible shape".into()))
-}
-
-/// 4 or 8, from the width of the packed rows; where both fit, the config decides.
-fn packed_bits(
-    info: &TensorInfo,
-    rows: usize,
-    cols: usize,
-    checkpoint: &Checkpoint,
-    name: &str,
-) -> Result<u32> {
-    let fits = |bits: usize| info.dtype == Dtype::I32 && info.shape == [rows, (cols * bits).div_ceil(32)];
-    match (fits(4), fits(8)) {
-        (true, false) => Ok(4),
-        (false, true) => Ok(8),
-        (true, true) => stated_bits(checkpoint, name).ok_or_else(|| {
-            Error::refused(format!(
-                "{}: rows of {cols} weights fit 4 and 8 bits, and no config says which",
-                info.name
-            ))
-        }),
-        (false, false) => Err(Error::refused(format!(
-            "{}: {} of shape {:?} does not hold {rows} rows of {cols} weights at 4 or 8 bits; other widths are not read",
-            info.name, info.dtype, info.shape
-        ))),
-    }
-}
-
 /// What a config group is for: module names, `re:` patterns, class names.
 pub fn targets(group: &Value) -> impl Iterator<Item = &str> {
     group.get("targets").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
@@ -315,64 +254,46 @@ pub fn target_matches(target: &str, module: &str) -> bool {
     }
 }
 
-fn stated_bits(checkpoint: &Checkpoint, name: &str) -> Option<u32> {
-    let module = name.strip_suffix(".weight").unwrap_or(name);
-    let bits = |group: &Value| group.get("weights")?.get("num_bits")?.as_u64().map(|n| n as u32);
-    if let Some(groups) = quantization_config(checkpoint).and_then(|c| c.get("config_groups")?.as_object()) {
-        let by_name = groups.values().find(|g| {
-            g.get("targets")
-                .and_then(Value::as_array)
-                .is_some_and(|t| t.iter().any(|t| t.as_str() == Some(module)))
-        });
-        return by_name.or_else(|| groups.values().next()).and_then(bits);
-    }
-    let ours: Value = serde_json::from_str(checkpoint.metadata().get("monoquant")?).ok()?;
-    // the scheme is somewhere in the recipe's method
-    fn find(value: &Value) -> Option<u32> {
-        match value {
-            Value::Object(map) => {
-                let here = map.get("bits").and_then(Value::as_u64).map(|n| n as u32);
-                here.or_else(|| map.values().find_map(find))
-            }
-            _ => None,
-        }
-    }
-    find(ours.get("recipe")?.get("method")?)
-}
-
-/// Scales (as f32) and zero points of a layer, a pair a group.
+/// Scales (as f32) and zero points of a layer, a pair a group, row after row.
 pub fn qparams(source: &Source, tensors: &[TensorInfo], coded: &Coded) -> Result<(Vec<u32>, Vec<i32>)> {
     let groups = coded.rows * coded.cols / coded.group_len.max(1);
     let (tensor, dtype) = coded.scales;
     let mut bytes = vec![0; groups * dtype.size()];
     source.read(tensor, 0, &mut bytes)?;
-    let scales: Vec<u32> = bytes.chunks_exact(dtype.size()).map(|b| dtype.decode(b).to_bits()).collect();
+    let mut scales: Vec<u32> = bytes.chunks_exact(dtype.size()).map(|b| dtype.decode(b).to_bits()).collect();
     if let Some(i) = scales.iter().position(|&s| !f32::from_bits(s).is_finite()) {
         return Err(Error::refused(format!("{}: scale {i} is not finite", tensors[tensor].name)));
+    }
+    let across = coded.groups();
+    if matches!(coded.layout, Layout::Gptq { .. } | Layout::Awq) {
+        let stored = scales;
+        scales = (0..groups).map(|i| stored[i % across * coded.rows + i / across]).collect();
     }
     let Some(tensor) = coded.zero_points else { return Ok((scales, vec![0; groups])) };
     let info = &tensors[tensor];
     let mut bytes = vec![0; info.bytes() as usize];
     source.read(tensor, 0, &mut bytes)?;
-    let offsets = if info.dtype == Dtype::I32 {
-        let rows = coded.rows.min(groups);
-        unpack_zero_points(&bytes, rows, groups / rows.max(1), coded.bits)
-    } else {
-        bytes.iter().map(|&b| i32::from(b as i8)).collect()
+    let rows = coded.rows.min(groups);
+    let unpack = |kind: ZeroPoints| kind.unpack(&bytes, rows, groups / rows.max(1), coded.bits);
+    let offsets = match coded.layout {
+        Layout::Gptq { less_one } => {
+            let offsets = unpack(ZeroPoints::Gptq { less_one });
+            // one more than the largest code: some loaders take it for 0, some for 16, some carry it to the neighbour
+            if let Some(i) = offsets.iter().position(|&z| z >= 1 << (coded.bits - 1)) {
+                let what =
+                    format!("{}: zero point {i} overflows, and loaders disagree on what it means", info.name);
+                return Err(Error::refused(what));
+            }
+            offsets
+        }
+        Layout::Awq => unpack(ZeroPoints::Awq),
+        _ if info.dtype == Dtype::I32 => unpack(ZeroPoints::Rows),
+        _ => bytes.iter().map(|&b| i32::from(b as i8)).collect(),
     };
     Ok((scales, offsets))
 }
 
-/// Where a piece's codes lie in their tensor, in bytes.
-pub fn code_offset(bits: u32, packed: bool, cols: usize, piece: &Piece) -> u64 {
-    if !packed {
-        return piece.start(cols);
-    }
-    let bits = bits as usize;
-    4 * (piece.row as u64 * (cols * bits).div_ceil(32) as u64 + (piece.col * bits / 32) as u64)
-}
-
-/// Weights of whole rows of a layer, on the CPU.
+/// Weights of whole rows of a layer, on the CPU; of AWQ, eight rows at a time.
 pub fn decode_rows(
     source: &Source,
     layer: &CodedLayer,
@@ -383,15 +304,24 @@ pub fn decode_rows(
     let band = Band { pieces: vec![piece], spans: false, sweeps: &[Sweep::Quantize] };
     let mut tile =
         Active::new(Kind::Dequantize { coded: coded.clone(), saturate: false }, 0, band).tile(0, 0);
+    let pass = &mut tile.passes[0];
     let first = piece.start(coded.cols) as usize / coded.group_len;
-    let groups = first..first + tile.params.groups as usize;
-    tile.preload.push((Binding::Scales, scales[groups.clone()].to_vec()));
-    tile.preload.push((Binding::ZeroPoints, offsets[groups].iter().map(|&z| z as u32).collect()));
+    let groups = first..first + pass.params.groups as usize;
+    pass.preload.push((Binding::Scales, scales[groups.clone()].to_vec()));
+    pass.preload.push((Binding::ZeroPoints, offsets[groups].iter().map(|&z| z as u32).collect()));
     let mut buffers = TileBuffers::default();
-    buffers.resize(&tile.lengths());
+    buffers.resize(&pass.lengths());
     let input: &mut [u8] = bytemuck::cast_slice_mut(&mut buffers.input);
-    let at = code_offset(coded.bits, coded.packed, coded.cols, &piece);
-    source.read(layer.codes, at, &mut input[..tile.input_bytes])?;
-    run_on_cpu(&tile, &mut buffers);
+    match coded.layout {
+        Layout::Packed | Layout::Int8 => {
+            let at = code_offset(coded.bits, coded.packed(), coded.cols, &piece);
+            source.read(layer.codes, at, &mut input[..tile.input_bytes])?;
+        }
+        Layout::Gptq { .. } | Layout::Awq => {
+            let codes = packed_rows(source, &coded, layer.codes, piece.row..piece.row + piece.rows)?;
+            input[..tile.input_bytes].copy_from_slice(&codes);
+        }
+    }
+    run_on_cpu(&tile.passes[0], &mut buffers);
     Ok(buffers.output[..piece.elements()].iter().map(|&x| f32::from_bits(x)).collect())
 }

@@ -4,6 +4,7 @@ use crate::{
     coded::{CodedLayer, Origin, decode_rows, layers, qparams},
     error::{Error, Result},
     inspect,
+    plan::Layout,
     quantize::infos,
     reader::{Checkpoint, Source},
     report::Squares,
@@ -281,7 +282,14 @@ fn same_bytes(sides: &[Side; 2], a: &Weight, b: &Weight) -> Result<bool> {
 fn difference(sides: &[Side; 2], weights: [&Weight; 2], views: &[View; 2]) -> Result<(Squares, f64)> {
     let (rows, cols) = (views[0].rows, views[0].cols);
     // whole rows, as a group of a coded layer may not be cut
-    let all: Vec<Piece> = pieces(rows, cols, PIECE.max(cols), 1).collect();
+    let coded = weights.iter().filter_map(|weight| match weight {
+        Weight::Coded(layer, _) => Some(layer.coded.layout),
+        Weight::Stored(..) => None,
+    });
+    // rows that lie across words are read together
+    let across = coded.into_iter().any(|layout| matches!(layout, Layout::Gptq { .. } | Layout::Awq));
+    let piece = if across { PIECE.max(cols * 8) * 8 / (cols * 8) * (cols * 8) } else { PIECE.max(cols) };
+    let all: Vec<Piece> = pieces(rows, cols, piece, 1).collect();
     let parts: Vec<Result<(Squares, f64)>> = all
         .into_par_iter()
         .map(|piece| {

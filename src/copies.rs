@@ -3,7 +3,7 @@
 use crate::{
     error::Result,
     formats::Part,
-    plan::{Job, Plan, Row, Work, lay_out},
+    plan::{Job, Place, Plan, Row, Work, lay_out},
     quantize::{Prepared, Settings, finish_preparing, infos},
     reader::Checkpoint,
     tensor::View,
@@ -35,12 +35,12 @@ pub fn prepare(
             source,
             view: View::contiguous(1, info.elements() as usize),
             work: Work::Copy,
-            outputs: vec![(Part::Codes, 0, source)],
+            outputs: vec![Place { part: Part::Codes, grid: 0, file: 0, tensor: source }],
             target: None,
             input: None,
             row: source,
         });
     }
-    lay_out(&mut plan, tensors.clone(), None, metadata);
+    lay_out(&mut plan, tensors.clone(), None, vec![metadata.clone()]);
     finish_preparing(checkpoint, tensors, Ok(plan), destination, settings, false)
 }

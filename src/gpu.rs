@@ -9,7 +9,7 @@ mod adapters;
 pub use adapters::{Adapter, AdapterFacts, adapters, lacks};
 
 use crate::{
-    backend::{Backend, Dispatches, Fill, Results, Take, Tile},
+    backend::{Backend, Dispatches, Fill, Pass, Results, Take, Tile},
     error::{Error, Result},
     kernels::{self, Binding, Kernel, Lengths, Shape, WORKGROUP, cases},
 };
@@ -55,10 +55,10 @@ const TILE_BYTES_SOFTWARE: usize = 4 << 20;
 struct Slot {
     capacity: Lengths,
     staging: wgpu::Buffer,
-    uniform: wgpu::Buffer,
     storage: [wgpu::Buffer; 8],
     readback: wgpu::Buffer,
-    bind_group: wgpu::BindGroup,
+    /// Parameters of each pass, and the buffers bound with them.
+    passes: Vec<(wgpu::Buffer, wgpu::BindGroup)>,
 }
 
 impl GpuBackend {
@@ -159,66 +159,78 @@ impl GpuBackend {
         });
     }
 
-    fn slot(&mut self, lengths: &Lengths) -> Slot {
-        match self.free.pop() {
-            Some(slot) if slot.capacity.max(*lengths) == slot.capacity => slot,
-            Some(slot) => Slot::new(&self.device, &self.layout, slot.capacity.max(*lengths)),
-            None => Slot::new(&self.device, &self.layout, *lengths),
-        }
+    fn slot(&mut self, lengths: &Lengths, passes: usize) -> Slot {
+        let (capacity, passes) = match self.free.pop() {
+            Some(slot) if slot.capacity.max(*lengths) == slot.capacity && slot.passes.len() >= passes => {
+                return slot;
+            }
+            Some(slot) => (slot.capacity.max(*lengths), passes.max(slot.passes.len())),
+            None => (*lengths, passes),
+        };
+        Slot::new(&self.device, &self.layout, capacity, passes)
     }
 
     fn encode(&mut self, slot: &Slot, tile: &Tile) -> wgpu::SubmissionIndex {
-        let lengths = tile.lengths();
-        self.queue.write_buffer(&slot.uniform, 0, bytemuck::bytes_of(&tile.params));
         let mut encoder = self.device.create_command_encoder(&Default::default());
-        let input = &slot.storage[0];
-        encoder.copy_buffer_to_buffer(
-            &slot.staging,
-            0,
-            input,
-            0,
-            Some(4 * lengths.of(Binding::Input).max(4) as u64),
-        );
-        for binding in [Binding::Ranges, Binding::Counts] {
-            if lengths.of(binding) > 0 {
+        let bytes = 4 * tile.lengths().of(Binding::Input).max(4) as u64;
+        encoder.copy_buffer_to_buffer(&slot.staging, 0, &slot.storage[0], 0, Some(bytes));
+        let mut at = 0;
+        for (pass, (uniform, bind_group)) in tile.passes.iter().zip(&slot.passes) {
+            let lengths = pass.lengths();
+            self.queue.write_buffer(uniform, 0, bytemuck::bytes_of(&pass.params));
+            for binding in [Binding::Ranges, Binding::Counts] {
+                if lengths.of(binding) > 0 {
+                    let bytes = 4 * lengths.of(binding) as u64;
+                    encoder.clear_buffer(&slot.storage[binding as usize - 1], 0, Some(bytes));
+                }
+            }
+            if !pass.preload.is_empty() {
+                // clears (and the pass before) come first, then what this one starts with
+                self.queue.submit([encoder.finish()]);
+                for (binding, words) in &pass.preload {
+                    let buffer = &slot.storage[*binding as usize - 1];
+                    self.queue.write_buffer(buffer, 0, bytemuck::cast_slice(words));
+                }
+                encoder = self.device.create_command_encoder(&Default::default());
+            }
+            self.dispatch(&mut encoder, pass, bind_group);
+            for &binding in pass.wants {
                 let bytes = 4 * lengths.of(binding) as u64;
-                encoder.clear_buffer(&slot.storage[binding as usize - 1], 0, Some(bytes));
+                if bytes > 0 {
+                    let from = &slot.storage[binding as usize - 1];
+                    encoder.copy_buffer_to_buffer(from, 0, &slot.readback, at, Some(bytes));
+                }
+                at += bytes;
             }
         }
-        if !tile.preload.is_empty() {
-            // clears come first, then what the tile starts with
-            self.queue.submit([encoder.finish()]);
-            for (binding, words) in &tile.preload {
-                self.queue.write_buffer(&slot.storage[*binding as usize - 1], 0, bytemuck::cast_slice(words));
-            }
-            encoder = self.device.create_command_encoder(&Default::default());
-        }
-        let mut pass = encoder.begin_compute_pass(&Default::default());
-        pass.set_bind_group(0, &slot.bind_group, &[]);
-        for kernel in &tile.kernels {
+        self.queue.submit([encoder.finish()])
+    }
+
+    fn dispatch(&mut self, encoder: &mut wgpu::CommandEncoder, pass: &Pass, bind_group: &wgpu::BindGroup) {
+        let mut compute = encoder.begin_compute_pass(&Default::default());
+        compute.set_bind_group(0, bind_group, &[]);
+        for kernel in &pass.kernels {
             let lanes = if kernel.team { self.shape.lanes } else { 1 };
-            let workgroups = ((kernel.threads)(&tile.params) * lanes).div_ceil(WORKGROUP);
+            let workgroups = ((kernel.threads)(&pass.params) * lanes).div_ceil(WORKGROUP);
             if workgroups == 0 {
                 continue;
             }
             let limit = self.device.limits().max_compute_workgroups_per_dimension;
             let high = workgroups.div_ceil(limit);
-            pass.set_pipeline(&self.pipelines[&(kernel.name, tile.params.input_dtype)]);
-            pass.dispatch_workgroups(workgroups.div_ceil(high), high, 1);
+            compute.set_pipeline(&self.pipelines[&(kernel.name, pass.params.input_dtype)]);
+            compute.dispatch_workgroups(workgroups.div_ceil(high), high, 1);
             *self.dispatches.entry(kernel.name).or_default() += 1;
         }
-        drop(pass);
-        let mut at = 0;
-        for &binding in tile.wants {
-            let bytes = 4 * lengths.of(binding) as u64;
-            if bytes > 0 {
-                let from = &slot.storage[binding as usize - 1];
-                encoder.copy_buffer_to_buffer(from, 0, &slot.readback, at, Some(bytes));
-            }
-            at += bytes;
-        }
-        self.queue.submit([encoder.finish()])
     }
+}
+
+/// Words that a tile's passes want back.
+fn wanted(tile: &Tile) -> usize {
+    let of_pass = |pass: &Pass| {
+        let lengths = pass.lengths();
+        pass.wants.iter().map(|&b| lengths.of(b)).sum::<usize>()
+    };
+    tile.passes.iter().map(of_pass).sum()
 }
 
 fn note(failure: &Mutex<Option<String>>, message: String) {
@@ -250,34 +262,38 @@ fn bind_group_layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
 }
 
 impl Slot {
-    fn new(device: &wgpu::Device, layout: &wgpu::BindGroupLayout, capacity: Lengths) -> Self {
+    fn new(device: &wgpu::Device, layout: &wgpu::BindGroupLayout, capacity: Lengths, passes: usize) -> Self {
         let buffer = |words: usize, usage, mapped_at_creation| {
             let size = 4 * words.max(4) as u64; // a binding cannot be empty
             device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation })
         };
-        let uniform_words = kernels::PARAM_NAMES.len();
-        let uniform = buffer(uniform_words, BufferUsages::UNIFORM | BufferUsages::COPY_DST, false);
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
         let storage = Binding::ALL.map(|binding| buffer(capacity.of(binding), usage, false));
-        let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
-        for (binding, buffer) in Binding::ALL.iter().zip(&storage) {
-            let resource = buffer.as_entire_binding();
-            entries.push(wgpu::BindGroupEntry { binding: *binding as u32, resource });
-        }
-        let bind_group =
-            device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries });
-        let returned = Binding::ALL.iter().filter(|b| !b.read_only()).map(|&b| capacity.of(b)).sum();
+        let pass = |_| {
+            let uniform_words = kernels::PARAM_NAMES.len();
+            let uniform = buffer(uniform_words, BufferUsages::UNIFORM | BufferUsages::COPY_DST, false);
+            let mut entries =
+                vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
+            for (binding, buffer) in Binding::ALL.iter().zip(&storage) {
+                let resource = buffer.as_entire_binding();
+                entries.push(wgpu::BindGroupEntry { binding: *binding as u32, resource });
+            }
+            let descriptor = wgpu::BindGroupDescriptor { label: None, entries: &entries, layout };
+            let bind_group = device.create_bind_group(&descriptor);
+            (uniform, bind_group)
+        };
+        let pass_list = (0..passes).map(pass).collect();
+        let returned: usize = Binding::ALL.iter().filter(|b| !b.read_only()).map(|&b| capacity.of(b)).sum();
         Slot {
             staging: buffer(
                 capacity.of(Binding::Input),
                 BufferUsages::MAP_WRITE | BufferUsages::COPY_SRC,
                 true,
             ),
-            readback: buffer(returned, BufferUsages::MAP_READ | BufferUsages::COPY_DST, false),
+            readback: buffer(returned * passes, BufferUsages::MAP_READ | BufferUsages::COPY_DST, false),
             capacity,
-            uniform,
             storage,
-            bind_group,
+            passes: pass_list,
         }
     }
 }
@@ -296,9 +312,9 @@ impl Backend for GpuBackend {
         DEPTH
     }
 
-    fn bytes_per_tile(&self, lengths: &Lengths) -> u64 {
+    fn bytes_per_tile(&self, lengths: &Lengths, passes: usize) -> u64 {
         // staging and readback beside the storage buffers
-        lengths.bytes() * 2
+        lengths.bytes() * (1 + passes as u64)
     }
 
     fn max_buffer_bytes(&self) -> u64 {
@@ -308,10 +324,10 @@ impl Backend for GpuBackend {
     fn submit(&mut self, tile: Tile, fill: Fill) -> Result<()> {
         self.failed()?;
         let lengths = tile.lengths();
-        for kernel in &tile.kernels {
-            self.prepare(kernel, tile.params.input_dtype);
+        for pass in &tile.passes {
+            pass.kernels.iter().for_each(|kernel| self.prepare(kernel, pass.params.input_dtype));
         }
-        let slot = self.slot(&lengths);
+        let slot = self.slot(&lengths, tile.passes.len());
         {
             let bytes = 4 * lengths.of(Binding::Input) as u64;
             let mapped = slot.staging.get_mapped_range_mut(0..bytes.max(16));
@@ -323,7 +339,7 @@ impl Backend for GpuBackend {
         }
         slot.staging.unmap();
         let index = self.encode(&slot, &tile);
-        let wanted: usize = tile.wants.iter().map(|&b| lengths.of(b)).sum();
+        let wanted = wanted(&tile);
         if wanted > 0 {
             slot.readback.map_async(wgpu::MapMode::Read, 0..4 * wanted as u64, |_| {});
         }
@@ -337,21 +353,26 @@ impl Backend for GpuBackend {
         let wait = PollType::Wait { submission_index: Some(index), timeout: None };
         self.device.poll(wait).map_err(|e| self.lost(&e.to_string()))?;
         self.failed()?;
-        let lengths = tile.lengths();
-        let wanted: usize = tile.wants.iter().map(|&b| lengths.of(b)).sum();
+        let wanted = wanted(&tile);
         if wanted == 0 {
-            take(tile, &Results::default())?;
+            let empty = vec![Results::default(); tile.passes.len()];
+            take(tile, &empty)?;
         } else {
             let view = slot.readback.get_mapped_range(0..4 * wanted as u64);
             let view = view.map_err(|e| self.lost(&e.to_string()))?;
             let words: &[u32] = bytemuck::cast_slice(&view);
-            let mut results = Results::default();
+            let mut all = Vec::with_capacity(tile.passes.len());
             let mut at = 0;
-            for &binding in tile.wants {
-                results.set(binding, &words[at..at + lengths.of(binding)]);
-                at += lengths.of(binding);
+            for pass in &tile.passes {
+                let lengths = pass.lengths();
+                let mut results = Results::default();
+                for &binding in pass.wants {
+                    results.set(binding, &words[at..at + lengths.of(binding)]);
+                    at += lengths.of(binding);
+                }
+                all.push(results);
             }
-            take(tile, &results)?;
+            take(tile, &all)?;
             drop(view);
             slot.readback.unmap();
         }

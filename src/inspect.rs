@@ -3,6 +3,7 @@
 use crate::{
     coded::{CodedLayer, layers},
     error::Result,
+    plan::Layout,
     quantize::infos,
     reader::Checkpoint,
 };
@@ -54,10 +55,15 @@ pub struct Inspection {
 
 /// "int4 symmetric, group 128, scales F16".
 pub fn describe(layer: &CodedLayer) -> String {
-    let kind = if layer.coded.zero_points.is_some() { "asymmetric" } else { "symmetric" };
-    let packed = if layer.coded.packed { "" } else { " unpacked" };
+    let kind = if layer.symmetric { "symmetric" } else { "asymmetric" };
+    let layout = match layer.coded.layout {
+        Layout::Packed => "",
+        Layout::Int8 => " unpacked",
+        Layout::Gptq { .. } => " GPTQ",
+        Layout::Awq => " AWQ",
+    };
     format!(
-        "int{}{packed} {kind}, {}, scales {}",
+        "int{}{layout} {kind}, {}, scales {}",
         layer.coded.bits,
         layer.strategy,
         layer.coded.scales.1.dtype()
@@ -90,8 +96,13 @@ pub fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<Inspection> {
             bytes,
             scheme: Some(json!({
                 "bits": layer.coded.bits,
-                "symmetric": layer.coded.zero_points.is_none(),
-                "activations": if layer.coded.packed { "float" } else { "dynamic-token" },
+                "symmetric": layer.symmetric,
+                "layout": match layer.coded.layout {
+                    Layout::Gptq { .. } => "gptq",
+                    Layout::Awq => "awq",
+                    Layout::Packed | Layout::Int8 => "compressed-tensors",
+                },
+                "activations": if layer.coded.packed() { "float" } else { "dynamic-token" },
             })),
         };
         items.push((layer.codes, item));

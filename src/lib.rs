@@ -7,6 +7,7 @@ pub mod choice;
 pub mod cli;
 pub mod coded;
 pub mod compare;
+pub mod convert;
 pub mod copies;
 pub mod device;
 pub mod error;
@@ -20,6 +21,7 @@ pub mod layers;
 mod names;
 pub mod observer;
 pub mod overrides;
+pub mod packing;
 pub mod plan;
 #[cfg(feature = "python")]
 mod python;

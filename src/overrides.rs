@@ -50,6 +50,13 @@ pub enum Grain {
     Group(Option<usize>),
 }
 
+impl Override {
+    /// Whether it says that ranges are centred on zero, or that they are not.
+    pub fn states_symmetry(&self) -> bool {
+        self.changes.symmetric.is_some()
+    }
+}
+
 impl Changes {
     /// These changes, with those of `later` on top.
     pub fn then(self, later: Changes) -> Changes {

@@ -8,20 +8,20 @@ mod config;
 mod layout;
 mod refusals;
 
-pub(crate) use config::set_dtype;
+pub(crate) use config::{kept_modules, quantized, set_dtype};
 pub use layout::index;
 pub(crate) use layout::{lay_out, tie};
 
-use builder::Builder;
+use builder::{Builder, StoredPart};
 use refusals::{already_quantized, duplicates};
 
 use crate::{
     calibration::InputQParams,
     error::{Error, Result},
-    formats::{OutputFormat, Part},
+    formats::{OutputFormat, Part, Quantized},
     names::Facts,
     recipe::{Choice, Layer, Reason, Recipe, choose, unmatched},
-    scheme::{Method, Scheme},
+    scheme::{Grid, Method, Scheme},
     tensor::{Float, TensorInfo, View},
     writer::FileLayout,
 };
@@ -47,8 +47,10 @@ pub enum OnMismatch {
 pub struct Request {
     /// Which tensors, and how.
     pub recipe: Recipe,
-    /// The layout of quantized layers.
-    pub format: &'static dyn OutputFormat,
+    /// The layouts of quantized layers; of several, each goes to a folder of its name.
+    pub formats: Vec<&'static dyn OutputFormat>,
+    /// Whether the user said that ranges are (or are not) centred on zero; else a format may have its own usage.
+    pub symmetry_stated: bool,
     /// Layers whose rows do not divide.
     pub on_mismatch: OnMismatch,
     /// Clamp what overflows a cast.
@@ -60,14 +62,32 @@ pub struct Request {
 /// What is done to make some output tensors.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Work {
-    /// Codes, scales and zero points of a layer.
-    Quantize(Scheme),
+    /// Codes, scales and zero points of a layer, on every grid that a format needs.
+    Quantize(Vec<Grid>),
     /// Another float dtype.
     Cast(Float),
     /// The same bytes; of a part of stacked experts, gathered.
     Copy,
     /// Floats from codes (planned by [`crate::unpack`]).
     Dequantize(usize),
+    /// The same codes in another layout (planned by [`crate::convert`]).
+    Repack(usize, Grid),
+}
+
+/// How the codes of a layer lie in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// In rows of words, offset to unsigned: compressed-tensors' pack-quantized.
+    Packed,
+    /// As int8: compressed-tensors' int-quantized.
+    Int8,
+    /// GPTQ's: words of neighbours along a row, transposed.
+    Gptq {
+        /// Whether zero points are stored less one (version 1).
+        less_one: bool,
+    },
+    /// AWQ's: words of eight rows.
+    Awq,
 }
 
 /// A quantized layer in the input.
@@ -75,8 +95,8 @@ pub enum Work {
 pub struct Coded {
     /// 4 or 8.
     pub bits: u32,
-    /// Whether codes are packed into words, offset to unsigned; else they are int8.
-    pub packed: bool,
+    /// How the codes lie.
+    pub layout: Layout,
     /// Output channels.
     pub rows: usize,
     /// Weights a row.
@@ -91,6 +111,42 @@ pub struct Coded {
     pub output: Float,
 }
 
+impl Coded {
+    /// Whether kernels get codes in words; else they are int8.
+    pub fn packed(&self) -> bool {
+        self.layout != Layout::Int8
+    }
+
+    /// Scales of a row.
+    pub fn groups(&self) -> usize {
+        (self.cols / self.group_len.max(1)).max(1)
+    }
+}
+
+/// Where a part of what a job makes goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// What of it.
+    pub part: Part,
+    /// On which of [`Work::Quantize`]'s grids.
+    pub grid: usize,
+    /// Number of the file.
+    pub file: usize,
+    /// Number of the tensor in it.
+    pub tensor: usize,
+}
+
+/// A folder of the output, one a format; the only one is the output itself.
+#[derive(Debug, Clone, Default)]
+pub struct Folder {
+    /// Its name; empty if it is the output itself.
+    pub name: String,
+    /// The new config.json, if there is one.
+    pub config: Option<Value>,
+    /// Another file that holds what config.json says of the quantization.
+    pub config_file: Option<&'static str>,
+}
+
 /// A matrix on its way from the input to the output.
 #[derive(Debug, Clone)]
 pub struct Job {
@@ -100,8 +156,8 @@ pub struct Job {
     pub view: View,
     /// What is done.
     pub work: Work,
-    /// Where it goes: file and tensor of each part. A copy or a cast has one, as [`Part::Codes`].
-    pub outputs: Vec<(Part, usize, usize)>,
+    /// Where it goes. A copy or a cast is [`Part::Codes`], one a format.
+    pub outputs: Vec<Place>,
     /// Where it lies inside the output tensor, if it is a part of one or transposed there.
     pub target: Option<View>,
     /// Scale and zero point of the layer's inputs, to be stored.
@@ -144,8 +200,8 @@ pub struct Plan {
     pub files: Vec<FileLayout>,
     /// One line a tensor or layer, in the order of the input.
     pub rows: Vec<Row>,
-    /// The new config.json, if there is one.
-    pub config: Option<Value>,
+    /// What goes beside them.
+    pub folders: Vec<Folder>,
     /// What the user should know before it runs: loaders that refuse the result, patterns without a match, changes.
     pub notes: Vec<String>,
 }
@@ -210,27 +266,39 @@ pub fn plan(
             }
         });
     }
-    let mut plan_notes = request.format.loader_notes(&layers, &Facts::new(config, tensors).model_types);
+    let kept = builder.kept(config);
+    let quantized: Vec<Quantized> = layers.iter().map(|l| quantized(l)).collect();
+    let model_types = Facts::new(config, tensors).model_types;
+    let mut plan_notes = Vec::new();
+    if matches!(recipe.method, Method::Quantize(_)) {
+        for (number, format) in request.formats.iter().enumerate() {
+            let several =
+                if request.formats.len() > 1 { format!("{}: ", format.name()) } else { String::new() };
+            let notes = format.loader_notes(&layers, &kept, &model_types);
+            plan_notes.extend(notes.into_iter().map(|note| format!("{several}{note}")));
+            problems.extend(format.refuses_together(&builder.as_in(&quantized, number), &kept));
+        }
+    }
     plan_notes
         .extend(unmatched(recipe, tensors, config).into_iter().map(|p| format!("{p} matches no tensor")));
     problems.extend(duplicates(&builder.stored));
     if !problems.is_empty() {
         return Err(Error::Refused(problems));
     }
-    let new_config = config.map(|c| builder.config(c));
-    let metadata = builder.metadata();
+    let folders = builder.folders(config, &quantized, &kept);
+    let metadata = (0..folders.len()).map(|format| builder.metadata(format)).collect();
     let Builder { mut plan, stored, .. } = builder;
-    plan.config = new_config;
+    plan.folders = folders;
     plan.notes = shortened(std::mem::take(&mut plan.notes));
     plan.notes.extend(plan_notes);
     let mut outputs = Vec::new();
     for (job, stored) in plan.jobs.iter_mut().zip(stored) {
-        for (part, info) in stored.parts {
-            job.outputs.push((part, 0, outputs.len()));
+        for StoredPart { folder, grid, part, info } in stored.parts {
+            job.outputs.push(Place { part, grid, file: folder, tensor: outputs.len() });
             outputs.push(info);
         }
     }
-    lay_out(&mut plan, outputs, request.max_shard_size, &metadata);
+    lay_out(&mut plan, outputs, request.max_shard_size, metadata);
     Ok(plan)
 }
 

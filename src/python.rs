@@ -4,7 +4,7 @@ mod observers;
 mod tensors;
 
 use crate::{
-    cli, compare, copies, device,
+    cli, compare, convert as conversions, copies, device,
     error::{Error, Result},
     inspect,
     plan::Plan as Planned,
@@ -30,9 +30,9 @@ use tensors::{Place, Source, memory};
 mod native {
     #[pymodule_export]
     use super::{
-        Plan, compare_models, dequantize, devices, inspect_model, load, main, observers::Observer,
-        observers::calibration_json, observers::read_calibration, quantize_file, quantize_model, save,
-        version,
+        Plan, compare_models, convert, convert_file, dequantize, devices, inspect_model, load, main,
+        observers::Observer, observers::calibration_json, observers::read_calibration, quantize_file,
+        quantize_model, save, version,
     };
 }
 
@@ -108,7 +108,7 @@ impl Plan {
     /// The new config.json, as JSON.
     #[getter]
     fn config(&self) -> Option<String> {
-        self.planned().config.as_ref().map(json)
+        self.planned().folders.first().and_then(|folder| folder.config.as_ref()).map(json)
     }
 
     /// Computes into memory at these addresses, one an output; returns the report as JSON.
@@ -204,18 +204,63 @@ fn quantize_file(
     force: bool,
     progress: Py<PyAny>,
 ) -> PyResult<String> {
+    let plan = || {
+        let (request, on_non_finite) = cli::request(&options)?;
+        let settings = Settings { output: Some(output), force, ..settings(device) };
+        Ok((quantize::prepare(&model, &request, on_non_finite, &settings)?, settings))
+    };
+    written(py, plan, progress)
+}
+
+/// Plans and runs from file to file; returns the report as JSON.
+fn written(
+    py: Python<'_>,
+    plan: impl FnOnce() -> Result<(Prepared, Settings)> + Send,
+    progress: Py<PyAny>,
+) -> PyResult<String> {
     let stop = AtomicBool::new(false);
     let failed = Mutex::new(None);
     let outcome = py.detach(|| {
-        let (request, on_non_finite) = cli::request(&options)?;
-        let settings = Settings { output: Some(output), force, ..settings(device) };
-        let prepared = quantize::prepare(&model, &request, on_non_finite, &settings)?;
+        let (prepared, settings) = plan()?;
         let total = quantize::work_bytes(&prepared);
         let mut device = device::open(&settings.device, &settings.gpu)?;
         let advance = |bytes: u64| tell(Some(&progress), &[bytes, total], &stop, &failed);
         quantize::execute(&prepared, &mut device, &settings, &stop, &advance)
     });
     told(failed, outcome)
+}
+
+/// Plans to take quantized layers into another layout.
+#[pyfunction]
+fn convert(py: Python<'_>, source: Source, formats: Vec<String>) -> PyResult<Plan> {
+    let plan = || -> Result<Plan> {
+        let formats = cli::formats(&formats)?;
+        let settings = Settings::default();
+        conversions::prepare_checkpoint(source.open()?, &formats, u64::MAX, &settings, in_memory()).map(Plan)
+    };
+    py.detach(plan).map_err(raised)
+}
+
+/// What the command line takes where nothing is said.
+const MAX_SHARD_SIZE: u64 = 5_000_000_000;
+
+/// Converts a file or directory into another, streamed; returns the report as JSON.
+#[pyfunction]
+fn convert_file(
+    py: Python<'_>,
+    model: PathBuf,
+    output: PathBuf,
+    formats: Vec<String>,
+    device: &str,
+    force: bool,
+    progress: Py<PyAny>,
+) -> PyResult<String> {
+    let plan = || {
+        let settings = Settings { output: Some(output), force, ..settings(device) };
+        let formats = cli::formats(&formats)?;
+        Ok((conversions::prepare(&model, &formats, MAX_SHARD_SIZE, &settings)?, settings))
+    };
+    written(py, plan, progress)
 }
 
 /// Plans the way back to floats; `dtype` is torch's name.

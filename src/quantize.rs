@@ -3,6 +3,7 @@
 use crate::{
     device::{self, Device},
     error::{Error, Result},
+    formats,
     gpu::GpuOptions,
     plan::{self, NonFinite, Plan, Request, Work},
     reader::Checkpoint,
@@ -10,7 +11,7 @@ use crate::{
     report::{Entry, Report, Squares, warnings},
     stream::{JobResult, Stream, count_not_finite},
     tensor::TensorInfo,
-    writer::{Container, Destination, Output, Writer, free_bytes},
+    writer::{Container, Destination, FileLayout, Output, Writer, free_bytes},
 };
 use std::{
     path::{Path, PathBuf},
@@ -105,7 +106,12 @@ pub fn prepare_checkpoint(
         Destination::Directory(_) => request.max_shard_size,
         Destination::File(_) | Destination::Memory(_) => None,
     };
-    let request = Request { recipe: request.recipe.clone(), max_shard_size, ..*request };
+    let request = Request {
+        recipe: request.recipe.clone(),
+        formats: request.formats.clone(),
+        max_shard_size,
+        ..*request
+    };
     let planned = plan::plan(&tensors, checkpoint.config(), &request, &non_finite);
     finish_preparing(checkpoint, tensors, planned, destination, settings, request.saturate)
 }
@@ -124,7 +130,13 @@ pub(crate) fn finish_preparing(
             let container = destination.container();
             plan::tie(&mut plan, checkpoint.tied(), container);
             plan.notes.splice(0..0, checkpoint.notes().iter().cloned());
-            let foreign = foreign(&plan, container);
+            let mut foreign = foreign(&plan, container);
+            if plan.folders.len() > 1 && !matches!(destination, Destination::Directory(_)) {
+                foreign.push(format!(
+                    "{}: is one file; several formats go to folders of a directory, which --output names",
+                    destination.path().display()
+                ));
+            }
             (foreign.is_empty().then_some(plan), foreign)
         }
         Err(Error::Refused(problems)) => (None, problems),
@@ -221,7 +233,8 @@ fn output_bytes(checkpoint: &Checkpoint, plan: &Plan, destination: &Destination)
     if matches!(destination, Destination::Directory(_)) && checkpoint.is_directory() {
         for companion in checkpoint.companions() {
             let path = checkpoint.path().join(companion);
-            needed += path.metadata().map_err(Error::io("read", path))?.len();
+            let bytes = path.metadata().map_err(Error::io("read", path))?.len();
+            needed += bytes * plan.folders.len() as u64;
         }
     }
     Ok(needed)
@@ -323,22 +336,33 @@ pub fn execute_into(
 }
 
 fn add_companions(checkpoint: &Checkpoint, plan: &Plan, writer: &mut Writer) -> Result<()> {
-    if plan.files.len() > 1 {
-        writer.add_file(
-            Path::new("model.safetensors.index.json"),
-            pretty(&plan::index(&plan.files)).as_bytes(),
-        )?;
-    }
-    if !checkpoint.is_directory() {
-        return Ok(());
-    }
-    if let Some(config) = &plan.config {
-        writer.add_file(Path::new("config.json"), pretty(config).as_bytes())?;
-    }
-    for companion in checkpoint.companions() {
-        writer.copy_file(&checkpoint.path().join(companion), companion)?;
+    for folder in &plan.folders {
+        let place = |name: &Path| Path::new(&folder.name).join(name);
+        let files: Vec<&FileLayout> = plan.files.iter().filter(|file| file.folder == folder.name).collect();
+        if files.len() > 1 {
+            let index = pretty(&plan::index(&files));
+            writer.add_file(&place(Path::new("model.safetensors.index.json")), index.as_bytes())?;
+        }
+        if !checkpoint.is_directory() {
+            continue;
+        }
+        if let Some(config) = &folder.config {
+            writer.add_file(&place(Path::new("config.json")), pretty(config).as_bytes())?;
+        }
+        let entry = folder.config.as_ref().and_then(|config| config.get("quantization_config"));
+        if let (Some(name), Some(entry)) = (folder.config_file, entry) {
+            writer.add_file(&place(Path::new(name)), pretty(entry).as_bytes())?;
+        }
+        for companion in checkpoint.companions().iter().filter(|c| !is_config_of_a_format(c)) {
+            writer.copy_file(&checkpoint.path().join(companion), &place(companion))?;
+        }
     }
     Ok(())
+}
+
+/// Files that say how the input was quantized: they would contradict the output.
+fn is_config_of_a_format(companion: &Path) -> bool {
+    formats::ALL.iter().any(|format| format.config_file().is_some_and(|name| companion == Path::new(name)))
 }
 
 fn pretty(value: &serde_json::Value) -> String {
@@ -356,9 +380,12 @@ fn report(prepared: &Prepared, results: &[JobResult], device: &Device, start: In
     for (job, result) in plan.jobs.iter().zip(results) {
         let entry = &mut entries[job.row];
         if let Work::Quantize(_) = job.work {
-            entry.sqnr_db = Some(result.squares.sqnr_db());
-            entry.peak_to_rms = Some(result.squares.peak_to_rms());
-            total.add(result.squares);
+            // of several grids, the worst
+            let worst = result.squares.iter().copied().min_by(|a, b| a.sqnr_db().total_cmp(&b.sqnr_db()));
+            let squares = worst.unwrap_or_default();
+            entry.sqnr_db = Some(squares.sqnr_db());
+            entry.peak_to_rms = Some(squares.peak_to_rms());
+            total.add(squares);
         }
         entry.saturated = (result.saturated > 0).then_some(result.saturated);
     }

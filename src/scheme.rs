@@ -85,6 +85,15 @@ impl Scheme {
     }
 }
 
+/// Codes and the dtype of their scales: layers on the same grid have the same codes, however they are laid out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Grid {
+    /// How weights become codes.
+    pub scheme: Scheme,
+    /// The dtype that scales are stored in, and rounded to before codes are made.
+    pub scale: Float,
+}
+
 /// What a preset does to the tensors that it touches.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Method {

@@ -1,5 +1,7 @@
 //! The loop: bands of pieces through a backend, results into the writer. Nothing is held beyond the tiles in flight.
 
+mod layer;
+mod repack;
 mod run;
 
 use run::Run;
@@ -9,7 +11,7 @@ use crate::{
     error::{Error, Result},
     formats::Part,
     kernels::{Binding, Lengths},
-    plan::{Job, Plan, Work},
+    plan::{Job, Place, Plan, Work},
     reader::Source,
     report::Squares,
     sweeps::{Active, Kind},
@@ -42,10 +44,10 @@ pub struct Stream<'a> {
 }
 
 /// What came of one job.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct JobResult {
-    /// Sums over its weights, if it was quantized.
-    pub squares: Squares,
+    /// Sums over its weights, if it was quantized: of each grid.
+    pub squares: Vec<Squares>,
     /// Values that overflowed and were clamped.
     pub saturated: u64,
 }
@@ -94,9 +96,9 @@ impl Stream<'_> {
         let usual = self.tile_bytes.unwrap_or_else(|| backend.tile_bytes());
         let mut max = (usual * wide / size).max(64);
         while max > 64 {
-            let lengths = self.largest(job, max);
+            let (lengths, passes) = self.largest(job, max);
             let largest = Binding::ALL.iter().map(|&b| 4 * lengths.of(b) as u64).max().unwrap_or(0);
-            if backend.bytes_per_tile(&lengths) <= budget && largest <= backend.max_buffer_bytes() {
+            if backend.bytes_per_tile(&lengths, passes) <= budget && largest <= backend.max_buffer_bytes() {
                 break;
             }
             max /= 2;
@@ -104,15 +106,16 @@ impl Stream<'_> {
         max
     }
 
-    /// Buffer lengths of the job's first tile, over all its sweeps.
-    fn largest(&self, job: &Job, max: usize) -> Lengths {
-        let Some(band) = self.bands(job, max).into_iter().next() else { return Lengths::default() };
+    /// Buffer lengths and passes of the job's first tile, over all its sweeps.
+    fn largest(&self, job: &Job, max: usize) -> (Lengths, usize) {
+        let mut largest = (Lengths::default(), 1);
+        let Some(band) = self.bands(job, max).into_iter().next() else { return largest };
         let mut active = Active::new(self.kind(job), 0, band);
-        let mut lengths = Lengths::default();
         loop {
-            lengths = lengths.max(active.tile(0, 0).lengths());
+            let tile = active.tile(0, 0);
+            largest = (largest.0.max(tile.lengths()), largest.1.max(tile.passes.len()));
             if !active.advance() {
-                return lengths;
+                return largest;
             }
         }
     }
@@ -120,36 +123,35 @@ impl Stream<'_> {
     fn bands(&self, job: &Job, max: usize) -> Vec<Band> {
         let one = |piece| Band { pieces: vec![piece], spans: false, sweeps: &[Sweep::Quantize] };
         match &job.work {
-            Work::Quantize(scheme) => bands(*scheme, job.view.rows, job.view.cols, max).collect(),
+            Work::Quantize(grids) => bands(grids[0].scheme, job.view.rows, job.view.cols, max).collect(),
             Work::Cast(_) => pieces(job.view.rows, job.view.cols, max, 64).map(one).collect(),
             Work::Dequantize(i) => {
                 let coded = &self.plan.coded[*i];
                 let align = if coded.group_len < coded.cols { lcm8(coded.group_len) } else { 8 };
                 pieces(coded.rows, coded.cols, max.max(align), align).map(one).collect()
             }
-            Work::Copy => Vec::new(),
+            Work::Copy | Work::Repack(..) => Vec::new(),
         }
     }
 
     fn kind(&self, job: &Job) -> Kind {
         let input = self.tensors[job.source].dtype.float().unwrap_or(Float::F32);
         match &job.work {
-            Work::Quantize(scheme) => {
-                Kind::Quantize { scheme: *scheme, input, rows: job.view.rows, cols: job.view.cols }
+            Work::Quantize(grids) => {
+                Kind::Quantize { grids: grids.clone(), input, rows: job.view.rows, cols: job.view.cols }
             }
             Work::Cast(to) => Kind::Cast { input, to: *to, saturate: self.saturate },
             Work::Dequantize(i) => {
                 Kind::Dequantize { coded: self.plan.coded[*i].clone(), saturate: self.saturate }
             }
-            Work::Copy => Kind::Cast { input, to: input, saturate: false },
+            Work::Copy | Work::Repack(..) => Kind::Cast { input, to: input, saturate: false },
         }
     }
 
-    fn write(&self, job: &Job, part: Part, offset: u64, bytes: &[u8]) -> Result<()> {
-        match job.outputs.iter().find(|(p, ..)| *p == part) {
-            Some(&(_, file, tensor)) => self.writer.write(file, tensor, offset, bytes),
-            None => Ok(()),
-        }
+    /// Writes bytes to every output of this part.
+    fn write(&self, job: &Job, grid: usize, part: Part, offset: u64, bytes: &[u8]) -> Result<()> {
+        let places = job.outputs.iter().filter(|o| o.part == part && o.grid == grid);
+        places.into_iter().try_for_each(|o| self.writer.write(o.file, o.tensor, offset, bytes))
     }
 
     fn copy(&self, job: &Job) -> Result<()> {
@@ -160,8 +162,7 @@ impl Stream<'_> {
             buffer.resize(piece.elements() * size, 0);
             let (rows, cols) = (piece.row..piece.row + piece.rows, piece.col..piece.col + piece.cols);
             self.source.read_view(job.source, view, rows, cols, &mut buffer)?;
-            let &(_, file, tensor) = &job.outputs[0];
-            self.put(job, file, tensor, &piece, size, &buffer)?;
+            self.put(job, &piece, size, &buffer)?;
             (self.progress)(buffer.len() as u64);
             if self.interrupted.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
@@ -170,26 +171,24 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Writes a piece of floats, in place if the plan puts a layer back into a larger tensor.
-    fn put(
-        &self,
-        job: &Job,
-        file: usize,
-        tensor: usize,
-        piece: &Piece,
-        size: usize,
-        bytes: &[u8],
-    ) -> Result<()> {
-        match &job.target {
-            Some(target) => {
-                let offset = target.offset
-                    + piece.row as u64 * target.row_stride
-                    + piece.col as u64 * target.col_stride;
-                let target = View { offset, rows: piece.rows, cols: piece.cols, ..*target };
-                self.writer.write_view(file, tensor, &target, 0..piece.rows, size, bytes)
+    /// Writes a piece of floats to every output, in place if the plan puts a layer back into a larger tensor.
+    fn put(&self, job: &Job, piece: &Piece, size: usize, bytes: &[u8]) -> Result<()> {
+        for &Place { file, tensor, .. } in &job.outputs {
+            match &job.target {
+                Some(target) => {
+                    let offset = target.offset
+                        + piece.row as u64 * target.row_stride
+                        + piece.col as u64 * target.col_stride;
+                    let target = View { offset, rows: piece.rows, cols: piece.cols, ..*target };
+                    self.writer.write_view(file, tensor, &target, 0..piece.rows, size, bytes)?;
+                }
+                None => {
+                    let at = piece.start(job.view.cols) * size as u64;
+                    self.writer.write(file, tensor, at, bytes)?;
+                }
             }
-            None => self.writer.write(file, tensor, piece.start(job.view.cols) * size as u64, bytes),
         }
+        Ok(())
     }
 
     /// Names the tensor, the first index and the count of values that are not finite.

@@ -1,12 +1,12 @@
 //! A band on its way through its sweeps: which kernels run over its tiles, with what they start, what was found so far.
 
 use crate::{
-    backend::{Results, Tile},
+    backend::{Pass, Results, Tile},
     histograms,
     kernels::{self, Binding, Kernel, TileParams, arithmetic::unordered},
     observer::{BINS, Observer},
     plan::Coded,
-    scheme::{Scheme, Strategy},
+    scheme::{Grid, Strategy},
     tensor::Float,
     tiles::{Band, Piece, Sweep, group_len},
 };
@@ -16,7 +16,7 @@ use rayon::prelude::*;
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub enum Kind {
-    Quantize { scheme: Scheme, input: Float, rows: usize, cols: usize },
+    Quantize { grids: Vec<Grid>, input: Float, rows: usize, cols: usize },
     Cast { input: Float, to: Float, saturate: bool },
     Dequantize { coded: Coded, saturate: bool },
 }
@@ -35,8 +35,10 @@ pub struct Active {
     at: usize,
     /// `[channels][2]`, combined over tiles.
     ranges: Vec<u32>,
-    /// Histograms `[channels][bins]`, or error sums `[candidates]`.
+    /// Histograms `[channels][bins]`.
     counts: Vec<u64>,
+    /// Error sums of each grid, `[candidates]`.
+    sums: Vec<Vec<u64>>,
     /// Edges of histograms, then clips.
     edges: Vec<u32>,
 }
@@ -49,7 +51,8 @@ impl Active {
     /// A band before its first sweep.
     pub fn new(kind: Kind, job: usize, band: Band) -> Self {
         let waiting = band.pieces.len();
-        Active { kind, job, band, waiting, at: 0, ranges: Vec::new(), counts: Vec::new(), edges: Vec::new() }
+        let (ranges, counts, edges, sums) = Default::default();
+        Active { kind, job, band, waiting, at: 0, ranges, counts, sums, edges }
     }
 
     /// The current sweep.
@@ -58,24 +61,28 @@ impl Active {
     }
 
     /// Takes what a tile of an observing sweep found.
-    pub fn observe(&mut self, results: &Results) {
+    pub fn observe(&mut self, results: &[Results]) {
         match self.sweep() {
             Sweep::Range => {
-                let found = results.get(Binding::Ranges);
+                let found = results[0].get(Binding::Ranges);
                 self.ranges.resize(found.len(), 0);
                 self.ranges.iter_mut().zip(found).for_each(|(range, &r)| *range = r.max(*range));
             }
             Sweep::Histogram => {
-                let found = results.get(Binding::Counts);
+                let found = results[0].get(Binding::Counts);
                 self.counts.resize(found.len(), 0);
                 self.counts.iter_mut().zip(found).for_each(|(count, &c)| *count += u64::from(c));
             }
             Sweep::Search => {
-                let candidates = self.params(&self.band.pieces[0]).candidates as usize;
-                self.counts.resize(candidates, 0);
-                for table in results.get(Binding::Counts).chunks_exact(2 * candidates) {
-                    for (sum, words) in self.counts.iter_mut().zip(table.chunks_exact(2)) {
-                        *sum += u64::from(words[0]) | u64::from(words[1]) << 32;
+                self.sums.resize(results.len(), Vec::new());
+                for (grid, results) in results.iter().enumerate() {
+                    let candidates = self.params(&self.band.pieces[0], grid).candidates as usize;
+                    let sums = &mut self.sums[grid];
+                    sums.resize(candidates, 0);
+                    for table in results.get(Binding::Counts).chunks_exact(2 * candidates) {
+                        for (sum, words) in sums.iter_mut().zip(table.chunks_exact(2)) {
+                            *sum += u64::from(words[0]) | u64::from(words[1]) << 32;
+                        }
                     }
                 }
             }
@@ -85,8 +92,8 @@ impl Active {
 
     /// Goes on to the next sweep with what was found; false after the last.
     pub fn advance(&mut self) -> bool {
-        let Kind::Quantize { scheme, .. } = &self.kind else { return false };
-        let (observer, codes) = (scheme.observer, 1 << scheme.bits);
+        let Kind::Quantize { grids, .. } = &self.kind else { return false };
+        let (observer, codes) = (grids[0].scheme.observer, 1 << grids[0].scheme.bits);
         let finished = self.sweep();
         self.at += 1;
         if self.at == self.band.sweeps.len() {
@@ -116,12 +123,32 @@ impl Active {
     /// The tile of one piece in the current sweep.
     pub fn tile(&self, piece: usize, tag: u64) -> Tile {
         let piece = self.band.pieces[piece];
-        let params = self.params(&piece);
+        let passes: Vec<Pass> = (0..self.passes()).map(|grid| self.pass(&piece, grid)).collect();
+        let input_bytes = match &self.kind {
+            Kind::Quantize { input, .. } | Kind::Cast { input, .. } => piece.elements() * input.size(),
+            Kind::Dequantize { coded, .. } if coded.packed() => 4 * passes[0].params.code_words() as usize,
+            Kind::Dequantize { .. } => piece.elements(),
+        };
+        Tile { tag, input_bytes, passes }
+    }
+
+    /// Ranges and histograms serve every grid; what follows is done for each.
+    fn passes(&self) -> usize {
+        match &self.kind {
+            Kind::Quantize { grids, .. } if matches!(self.sweep(), Sweep::Search | Sweep::Quantize) => {
+                grids.len()
+            }
+            _ => 1,
+        }
+    }
+
+    fn pass(&self, piece: &Piece, grid: usize) -> Pass {
+        let params = self.params(piece, grid);
         let mut preload = Vec::new();
         let (kernels, wants): (Vec<&'static Kernel>, _) = match &self.kind {
             Kind::Cast { .. } => (vec![&kernels::convert::KERNEL], FLOAT_RESULTS),
             Kind::Dequantize { .. } => (vec![&kernels::dequantize::KERNEL], FLOAT_RESULTS),
-            Kind::Quantize { scheme, .. } => match self.sweep() {
+            Kind::Quantize { grids, .. } => match self.sweep() {
                 Sweep::Range => (vec![&kernels::minmax::KERNEL], &[Binding::Ranges][..]),
                 Sweep::Histogram => {
                     preload.push((Binding::Edges, self.edges.clone()));
@@ -131,20 +158,18 @@ impl Active {
                     preload.push((Binding::Ranges, self.ranges.clone()));
                     (vec![&kernels::search::KERNEL], &[Binding::Counts][..])
                 }
-                Sweep::Quantize => (self.quantize_kernels(scheme.observer, &mut preload), QUANTIZE_RESULTS),
+                Sweep::Quantize => {
+                    (self.quantize_kernels(grids[grid].scheme.observer, grid, &mut preload), QUANTIZE_RESULTS)
+                }
             },
         };
-        let input_bytes = match &self.kind {
-            Kind::Quantize { input, .. } | Kind::Cast { input, .. } => piece.elements() * input.size(),
-            Kind::Dequantize { coded, .. } if coded.packed => 4 * params.code_words() as usize,
-            Kind::Dequantize { .. } => piece.elements(),
-        };
-        Tile { tag, params, input_bytes, kernels, preload, wants }
+        Pass { params, kernels, preload, wants }
     }
 
     fn quantize_kernels(
         &self,
         observer: Observer,
+        grid: usize,
         preload: &mut Vec<(Binding, Vec<u32>)>,
     ) -> Vec<&'static Kernel> {
         let mut kernels: Vec<&'static Kernel> = Vec::new();
@@ -160,7 +185,13 @@ impl Active {
                 kernels.push(&kernels::clip_range::KERNEL);
             }
             Observer::Mse { .. } if self.band.spans => {
-                let words = self.counts.iter().flat_map(|&sum| [sum as u32, (sum >> 32) as u32]);
+                // none yet where only lengths are asked for
+                let words = self
+                    .sums
+                    .get(grid)
+                    .into_iter()
+                    .flatten()
+                    .flat_map(|&sum| [sum as u32, (sum >> 32) as u32]);
                 preload.push((Binding::Counts, words.collect()));
             }
             Observer::Mse { .. } => kernels.push(&kernels::search::KERNEL),
@@ -169,7 +200,7 @@ impl Active {
         kernels
     }
 
-    fn params(&self, piece: &Piece) -> TileParams {
+    fn params(&self, piece: &Piece, grid: usize) -> TileParams {
         let elements = piece.elements() as u32;
         match &self.kind {
             Kind::Cast { input, to, saturate } => TileParams {
@@ -182,13 +213,14 @@ impl Active {
             Kind::Dequantize { coded, saturate } => TileParams {
                 input_dtype: Float::F32 as u32, // words: the codes are no floats
                 output_dtype: coded.output as u32,
-                row_len: if coded.packed { piece.cols as u32 } else { elements },
+                row_len: if coded.packed() { piece.cols as u32 } else { elements },
                 saturate: (*saturate).into(),
                 ..Default::default()
             }
             .with_groups(elements, (coded.group_len as u32).min(elements))
-            .with_grid(coded.bits, false, coded.packed),
-            Kind::Quantize { scheme, input, rows, cols } => {
+            .with_grid(coded.bits, false, coded.packed()),
+            Kind::Quantize { grids, input, rows, cols } => {
+                let Grid { scheme, scale } = &grids[grid];
                 let together = self.band.pieces.len() > 1 || scheme.strategy == Strategy::Tensor;
                 let channel_len = if together { elements } else { *cols as u32 };
                 let group =
@@ -196,7 +228,7 @@ impl Active {
                 let group = if self.sweep() == Sweep::Range { channel_len } else { group };
                 let params = TileParams {
                     input_dtype: *input as u32,
-                    scale_dtype: *input as u32,
+                    scale_dtype: *scale as u32,
                     row_len: if scheme.packed() { piece.cols as u32 } else { elements },
                     channel_len,
                     bins: BINS,

@@ -4,7 +4,7 @@ use crate::{
     coded::{CodedLayer, Layers, Origin, layers, quantization_config},
     error::{Error, Result},
     formats::Part,
-    plan::{Coded, Job, Plan, Row, Work, lay_out, set_dtype},
+    plan::{Coded, Folder, Job, Place, Plan, Row, Work, lay_out, set_dtype},
     quantize::{Prepared, Settings, destination, finish_preparing, infos},
     reader::Checkpoint,
     tensor::{Float, TensorInfo, View},
@@ -60,7 +60,7 @@ fn plan(
 ) -> Result<Plan> {
     if layers.coded.is_empty() {
         return Err(Error::refused(
-            "no quantized layer found; accepted: compressed-tensors, pack-quantized or int-quantized",
+            "no quantized layer found; accepted: compressed-tensors (pack-quantized or int-quantized), GPTQ, AWQ",
         ));
     }
     let Layers { coded, rest, activations, origins } = layers;
@@ -102,7 +102,7 @@ fn plan(
         let (work, action, before) = match (&layer, to) {
             (Some(l), Some(to)) => {
                 let before = l.parts.iter().map(|&i| tensors[i].bytes()).sum();
-                let kind = if l.coded.zero_points.is_some() { "asymmetric" } else { "symmetric" };
+                let kind = if l.symmetric { "symmetric" } else { "asymmetric" };
                 let action = format!("int{} {kind}, {} to {}", l.coded.bits, l.strategy, to.dtype());
                 plan.coded.push(Coded { output: to, ..l.coded.clone() });
                 (Work::Dequantize(plan.coded.len() - 1), action, before)
@@ -128,13 +128,13 @@ fn plan(
             source,
             view,
             work,
-            outputs: vec![(Part::Codes, 0, output)],
+            outputs: vec![Place { part: Part::Codes, grid: 0, file: 0, tensor: output }],
             target,
             input: None,
             row,
         });
     }
-    plan.config = checkpoint.config().cloned().map(|mut config| {
+    let config = checkpoint.config().cloned().map(|mut config| {
         if let Some(map) = config.as_object_mut() {
             map.shift_remove("quantization_config");
         }
@@ -143,7 +143,9 @@ fn plan(
         }
         config
     });
-    lay_out(&mut plan, outputs.tensors, max_shard_size, &[("format".to_owned(), "pt".to_owned())].into());
+    plan.folders = vec![Folder { config, ..Folder::default() }];
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    lay_out(&mut plan, outputs.tensors, max_shard_size, vec![metadata]);
     Ok(plan)
 }
 

@@ -1,10 +1,13 @@
 //! Whether a quantized checkpoint is whole, finite and loadable.
 
+mod words;
+
 use crate::{
     coded::{CodedLayer, layers, qparams, quantization_config, target_matches, targets},
     error::{Error, Result},
     quantize::infos,
     reader::{Checkpoint, Source},
+    scheme::Strategy,
     stream::count_not_finite,
     tensor::{Dtype, TensorInfo},
 };
@@ -93,12 +96,16 @@ fn values(source: &Source, tensors: &[TensorInfo], layer: &CodedLayer) -> Result
         problems.push(format!("{}: {zeros} scales are zero", layer.name));
     }
     let (low, high) = (-(1 << (layer.coded.bits - 1)), (1 << (layer.coded.bits - 1)) - 1);
-    if let Some(i) = layer.coded.zero_points.filter(|&i| layer.coded.packed && tensors[i].dtype != Dtype::I32)
+    if let Some(i) =
+        layer.coded.zero_points.filter(|&i| layer.coded.packed() && tensors[i].dtype != Dtype::I32)
     {
         problems.push(format!(
             "{}: zero points of packed layers must be packed I32, not {}",
             tensors[i].name, tensors[i].dtype
         ));
+    }
+    if layer.symmetric && offsets.iter().any(|&z| z != 0) {
+        problems.push(format!("{}: the config says symmetric, but zero points differ from 0", layer.name));
     }
     if let Some(i) = offsets.iter().position(|z| !(low..=high).contains(z)) {
         problems.push(format!("{}: zero point {i} is {}, outside {low} to {high}", layer.name, offsets[i]));
@@ -108,6 +115,9 @@ fn values(source: &Source, tensors: &[TensorInfo], layer: &CodedLayer) -> Result
 
 /// The rules of transformers and vLLM that our own configs keep.
 fn config_problems(config: &Value, coded: &[CodedLayer], kept: &[&TensorInfo]) -> Vec<String> {
+    if of_words(config) {
+        return words::config_problems(config, coded, kept);
+    }
     let mut problems = Vec::new();
     let status = config.get("quantization_status").and_then(Value::as_str).unwrap_or("missing");
     if status != "compressed" {
@@ -145,8 +155,16 @@ fn config_problems(config: &Value, coded: &[CodedLayer], kept: &[&TensorInfo]) -
     problems
 }
 
+/// Whether it is a config of GPTQ or AWQ.
+fn of_words(config: &Value) -> bool {
+    matches!(config.get("quant_method").and_then(Value::as_str), Some("gptq" | "awq"))
+}
+
 /// Layers that are coded otherwise than the config says.
 pub(crate) fn mismatches(config: &Value, coded: &[CodedLayer]) -> Vec<String> {
+    if of_words(config) {
+        return words::mismatches(config, coded);
+    }
     let mut problems = Vec::new();
     let groups: Vec<&Value> =
         config.get("config_groups").and_then(Value::as_object).map_or(vec![], |g| g.values().collect());
@@ -161,20 +179,18 @@ pub(crate) fn mismatches(config: &Value, coded: &[CodedLayer]) -> Vec<String> {
         let weights = &groups[group]["weights"];
         let stated =
             (weights["num_bits"].as_u64(), weights["strategy"].as_str(), weights["symmetric"].as_bool());
+        let stated_size = weights["group_size"].as_u64();
         let size_fits = match layer.strategy {
-            crate::scheme::Strategy::Group { group_size } => {
-                weights["group_size"].as_u64() == Some(group_size as u64)
-            }
+            Strategy::Group { group_size } => stated_size == Some(group_size as u64),
             _ => true,
         };
+        let exactly = stated.1 == Some(layer.strategy.name()) && size_fits;
         // one group a row can be told as groups or as a channel
-        let strategy_fits = stated.1 == Some(layer.strategy.name())
-            || (stated.1 == Some("group") && weights["group_size"].as_u64() == Some(layer.coded.cols as u64));
-        let symmetric = layer.coded.zero_points.is_none();
-        if stated.0 != Some(layer.coded.bits.into())
-            || !strategy_fits
-            || !size_fits
-            || stated.2 != Some(symmetric)
+        let one_group = layer.coded.group_len == layer.coded.cols
+            && (stated.1 == Some("channel")
+                || (stated.1 == Some("group") && stated_size == Some(layer.coded.cols as u64)));
+        let symmetric = layer.symmetric;
+        if stated.0 != Some(layer.coded.bits.into()) || !(exactly || one_group) || stated.2 != Some(symmetric)
         {
             problems.push(format!(
                 "config.json: group_{group} says {} bits, {}, symmetric {}; {module} is {}",

@@ -86,10 +86,10 @@ impl Writer {
         let placed: Vec<_> = files.iter().map(FileLayout::place).collect::<Result<_>>()?;
         let (mut names, mut tensors) = (HashSet::new(), HashSet::new());
         for layout in &files {
-            if !names.insert(&layout.name) {
+            if !names.insert(layout.path()) {
                 return Err(Error::format(&layout.name, "is the name of two output files"));
             }
-            if let Some(twice) = layout.tensors.iter().find(|t| !tensors.insert(&t.name)) {
+            if let Some(twice) = layout.tensors.iter().find(|t| !tensors.insert((&layout.folder, &t.name))) {
                 let what = format!("tensor `{}` is also in another output file", twice.name);
                 return Err(Error::format(&layout.name, what));
             }
@@ -99,7 +99,12 @@ impl Writer {
         let paths = match dest {
             Destination::File(_) | Destination::Memory(_) => vec![staging.path().to_owned()],
             Destination::Directory(_) => {
-                files.iter().map(|layout| staging.path().join(&layout.name)).collect()
+                let paths: Vec<PathBuf> =
+                    files.iter().map(|layout| staging.path().join(layout.path())).collect();
+                for parent in paths.iter().filter_map(|path| path.parent()) {
+                    fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+                }
+                paths
             }
         };
         let needed = placed.iter().fold(0u64, |sum, p| sum.saturating_add(p.size));

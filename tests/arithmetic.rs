@@ -1,7 +1,7 @@
 //! The exact arithmetic of common.wgsl on every adapter, against the Rust twin: millions of directed and random inputs.
 
 use monoquant::{
-    backend::{Backend, Tile, run_on_cpu},
+    backend::{Backend, Pass, Results, Tile, run_on_cpu},
     gpu::{self, GpuBackend, GpuOptions},
     kernels::{Binding, Kernel, TileBuffers, TileParams, arithmetic::*, cases::Random},
 };
@@ -89,25 +89,21 @@ fn differences(backend: &mut GpuBackend, inputs: &[u32]) -> Vec<String> {
     let mut differences = Vec::new();
     for pairs in inputs.chunks(1 << 20) {
         let params = TileParams { elements: pairs.len() as u32, ..Default::default() };
-        let tile = Tile {
-            tag: 0,
-            params,
-            input_bytes: 4 * pairs.len(),
-            kernels: vec![&PROBE],
-            preload: vec![],
-            wants: &[Binding::Output],
-        };
+        let pass = Pass { params, kernels: vec![&PROBE], preload: vec![], wants: &[Binding::Output] };
+        let tile = Tile::one(0, 4 * pairs.len(), pass);
         let mut expected = TileBuffers::default();
         expected.resize(&tile.lengths());
         expected.input[..pairs.len()].copy_from_slice(pairs);
-        run_on_cpu(&tile, &mut expected);
+        run_on_cpu(&tile.passes[0], &mut expected);
         let mut fill = |bytes: &mut [u8]| {
             bytes.copy_from_slice(bytemuck::cast_slice(pairs));
             Ok(())
         };
         backend.submit(tile, &mut fill).unwrap();
-        let mut take = |_, results: &monoquant::backend::Results| {
-            for (i, (&got, &right)) in results.get(Binding::Output).iter().zip(&expected.output).enumerate() {
+        let mut take = |_, results: &[Results]| {
+            for (i, (&got, &right)) in
+                results[0].get(Binding::Output).iter().zip(&expected.output).enumerate()
+            {
                 let (a, b) = (pairs[i / WORDS as usize * 2], pairs[i / WORDS as usize * 2 + 1]);
                 // the payload of a NaN is nobody's business
                 let nan = |x: u32| x & 0x7fff_ffff > 0x7f80_0000;

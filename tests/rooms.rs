@@ -8,7 +8,7 @@ const ROOMS: [(&str, &[&str]); 15] = [
     ("crc32fast::", &["src/writer.rs", "src/writer/checksum.rs", "src/writer/torch.rs"]),
     ("wgpu::", &["src/gpu.rs", "src/gpu/"]),
     ("pollster::", &["src/gpu.rs", "src/gpu/"]),
-    ("clap::", &["src/cli.rs", "src/cli/args.rs"]),
+    ("clap::", &["src/cli.rs", "src/cli/args"]),
     ("ctrlc::", &["src/cli.rs"]),
     ("indicatif::", &["src/cli/show.rs"]),
     ("comfy_table::", &["src/cli/show.rs"]),

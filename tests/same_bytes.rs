@@ -120,12 +120,19 @@ fn shards_in_and_out_hold_the_same_tensors() {
 /// refuses such a device.
 #[test]
 fn one_corrupted_shader_constant_changes_the_file_and_is_refused() {
-    use monoquant::{device, plan::*, quantize::*, recipe::Recipe, scheme::preset};
+    use monoquant::{
+        device,
+        plan::{OnMismatch, Request},
+        quantize::*,
+        recipe::Recipe,
+        scheme::preset,
+    };
     let folder = Folder::new();
     directory(&folder.path("model"), &llama(Float::BF16), &llama_config());
     let request = |preset_name| Request {
         recipe: Recipe::new(preset(preset_name).unwrap()),
-        format: monoquant::formats::ALL[0],
+        formats: vec![monoquant::formats::ALL[0]],
+        symmetry_stated: false,
         on_mismatch: OnMismatch::Channel,
         saturate: false,
         max_shard_size: None,

@@ -20,6 +20,7 @@ os.environ.setdefault("NODEVICE_SELECT", "1")
 from ._native import version
 from .accuracy import check_accuracy_warnings
 from .api import dynamic_quantize, quantize, static_quantize
+from .checkpoints import convert_model
 from .config import QuantizationConfig
 from .exceptions import ConfigurationError, InputError, MonoQuantError, QuantizationError, ValidationError
 from .results import QuantizationInfo, QuantizationResult
@@ -62,7 +63,7 @@ __all__ = [
     "QuantizationResult", "QuantizedConv1d", "QuantizedConv2d", "QuantizedConvTranspose1d", "QuantizedConvTranspose2d",
     "QuantizedEmbedding", "QuantizedEmbeddingBag", "QuantizedGRU", "QuantizedLSTM", "QuantizedLinear",
     "QuantizedModule", "ValidationError", "ValidationResult", "calibrate", "check_accuracy_warnings",
-    "dequantize_model", "dynamic_quantize", "load_model", "quantize", "revert_to_standard_modules", "save_model",
+    "convert_model", "dequantize_model", "dynamic_quantize", "load_model", "quantize", "revert_to_standard_modules", "save_model",
     "static_quantize", "validate_quantization",
 ]
 

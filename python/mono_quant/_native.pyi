@@ -7,7 +7,7 @@ from typing import Any, final
 from ._tensors import Source
 
 __all__ = [
-    "Observer", "Plan", "calibration_json", "compare_models", "dequantize", "devices", "inspect_model", "load", "main",
+    "Observer", "Plan", "calibration_json", "compare_models", "convert", "convert_file", "dequantize", "devices", "inspect_model", "load", "main",
     "quantize_file", "quantize_model", "read_calibration", "save", "version",
 ]  # fmt: skip
 
@@ -75,6 +75,15 @@ def quantize_file(
     progress: Callable[[int, int], object],
 ) -> str:  # fmt: skip
     """Quantizes a file or directory into another, streamed; returns the report as JSON."""
+
+def convert(source: Source, formats: Sequence[str]) -> Plan:
+    """Plans to take quantized layers into another layout."""
+
+def convert_file(
+    model: str | PathLike[str], output: str | PathLike[str], formats: Sequence[str], device: str, force: bool,
+    progress: Callable[[int, int], object],
+) -> str:  # fmt: skip
+    """Converts a file or directory into another, streamed; returns the report as JSON."""
 
 def dequantize(source: Source, dtype: str | None = None) -> Plan:
     """Plans the way back to floats; dtype is torch's name."""

@@ -45,7 +45,8 @@ def quantize(
     (`{"fc1": {"bits": 4, "group_size": 32}}`). How: `group_size`, `per_channel`, `weight_observer` ("minmax",
     "percentile", "histogram", "mse"), `observer` ("histogram", "minmax", "moving_average", "percentile") and
     `activation_scheme` for static inputs, `num_calibration_samples`, `calibration` (a `Calibration` or its file),
-    `on_nonfinite` ("refuse", "keep"), `saturate`. Where: `device` ("auto", "cpu", "gpu", an adapter's name), `output`
+    `on_nonfinite` ("refuse", "keep"), `saturate`, and from file to file `format` ("compressed-tensors", "gptq", "awq", or
+    several: then each goes to a folder of `output`). Where: `device` ("auto", "cpu", "gpu", an adapter's name), `output`
     and `force` (file to file, streamed, for paths). Checks: `sample_input`, `run_validation`, `on_failure` ("error",
     "warn", "ignore"), `accuracy_warning`, `sqnr_warning_threshold`, `sqnr_error_threshold`.
 

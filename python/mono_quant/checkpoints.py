@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _native
 from .exceptions import ConfigurationError, InputError
-from .options import Options, is_standard, layer_type
+from .options import Options, formats, is_standard, layer_type
 from .progress import Progress
 from .results import QuantizationResult, info_of
-from .run import Run, statistics
+from .run import Run, existing, statistics
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,27 @@ def quantize_file(model: str, options: Options, run: Run) -> QuantizationResult:
         report = json.loads(_native.quantize_file(model, output, arguments, run.device, run.force, advance))
         progress.finish()
     return QuantizationResult(None, info_of(options, report), path=Path(report["output"]))
+
+
+def convert_model(
+    model: str | os.PathLike[str], output: str | os.PathLike[str], format: str | Iterable[str], *, force: bool = False,
+    device: str = "auto", show_progress: bool = False,
+) -> Path:
+    """Writes the quantized layers of a file or directory in another layout ("compressed-tensors", "gptq", "awq"; of
+    several, each in a folder of `output`), with the same codes and scales. Returns the output's path.
+
+    QuantizationError: the layout cannot hold these layers as they are. InputError: the file is damaged.
+    """
+    progress = Progress("convert", 1, show_progress)
+
+    def advance(done: int, total: int) -> None:
+        progress.total = max(total, 1)
+        progress(done)
+
+    target = str(Path(output).expanduser())
+    report = json.loads(_native.convert_file(existing(model), target, list(formats(format)), device, force, advance))
+    progress.finish()
+    return Path(report["output"])
 
 
 def quantize_checkpoint(model: str | Mapping[str, Any], options: Options, run: Run) -> QuantizationResult:

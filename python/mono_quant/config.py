@@ -13,7 +13,7 @@ from .options import Options
 _SKIP_NAMES = ("skip", "modules_to_not_convert", "skip_layer_names", "skip_names")
 _SKIP_TYPES = ("skip_layer_types", "skip_types")
 _PLAIN = ("group_size", "observer", "activation_scheme", "weight_observer", "overrides", "on_nonfinite", "saturate",
-          "per_channel")
+          "per_channel", "format")
 _ALSO = ("dtype", "symmetric", "layer_names", "layer_types", "skip_param_threshold")
 
 

@@ -77,7 +77,10 @@ def load_model(path: str | Path, model: nn.Module | None = None, *, device: str 
 
     InputError: the file is damaged, or its tensors do not fit the module.
     """
-    plan = _native.load(existing(path))
+    items = json.loads(_native.inspect_model(existing(path)))["items"] if model is not None else []
+    words = any(item.get("scheme", {}).get("layout", "compressed-tensors") != "compressed-tensors" for item in items)
+    # modules hold codes as compressed-tensors lays them out
+    plan = _native.convert(existing(path), ["compressed-tensors"]) if words else _native.load(existing(path))
     tensors, _ = _tensors.run(plan, "cpu")
     state = _tensors.with_tied(tensors, plan.tied)
     if model is None:

@@ -13,6 +13,7 @@ LAYER_TYPES = ("linear", "conv1d", "conv2d", "convtranspose", "lstm", "gru", "em
 WEIGHT_OBSERVERS = ("minmax", "percentile", "histogram", "mse")
 OBSERVERS = ("minmax", "moving_average", "histogram", "percentile")
 SCHEMES = ("symmetric", "asymmetric")
+FORMATS = ("compressed-tensors", "gptq", "awq")
 _CLASSES = {
     "Linear": "linear", "Conv1D": "linear", "Conv1d": "conv1d", "Conv2d": "conv2d", "ConvTranspose1d": "convtranspose",
     "ConvTranspose2d": "convtranspose", "LSTM": "lstm", "GRU": "gru", "Embedding": "embedding",
@@ -46,6 +47,7 @@ class Options:
     overrides: Mapping[Any, Mapping[str, Any]] = field(default_factory=dict)
     on_nonfinite: str = "refuse"
     saturate: bool = False
+    format: str | Iterable[str] = "compressed-tensors"
 
     def __post_init__(self) -> None:
         if not is_int(self.bits) or self.bits not in (4, 8, 16):
@@ -70,6 +72,7 @@ class Options:
             raise ConfigurationError(f"overrides={self.overrides!r}", "a dict of names and changes")
         self._overrides = [(named(pattern), _changes(pattern, changes)) for pattern, changes in self.overrides.items()]
         self._types = None if self.layer_types is None else tuple(dict.fromkeys(map(layer_type, self.layer_types)))
+        self.formats = formats(self.format)
         if self.bits == 16:
             self._refuse_without_effect()
 
@@ -78,12 +81,17 @@ class Options:
         given = {
             "scheme": self.scheme != "symmetric", "group_size": self.group_size is not None,
             "weight_observer": self.weight_observer is not None, "overrides": bool(self.overrides),
-            "layer_types": self.layer_types is not None,
+            "layer_types": self.layer_types is not None, "format": self.formats != FORMATS[:1],
         }
         found = next((name for name, is_given in given.items() if is_given), None)
         if found is not None:
             raise ConfigurationError(f"{found} has no meaning with bits=16, which casts every float tensor",
                                      "bits=8 or bits=4; skip and layer_names choose what is cast")
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether a layout is wanted that cannot say that inputs are quantized."""
+        return any(name != "compressed-tensors" for name in self.formats)
 
     @property
     def override_patterns(self) -> list[Pattern]:
@@ -101,6 +109,7 @@ class Options:
         found = ["--bits", str(self.bits), "--min-params", str(self.min_params)]
         if self.bits != 16:
             found += ["--layer-types", ",".join(types), "--scheme", self.scheme, "--on-mismatch", "shrink"]
+            found += ["--format", ",".join(self.formats)]
             if self.group_size is not None:
                 found += ["--group-size", str(self.group_size)]
             if not self.per_channel:
@@ -122,6 +131,16 @@ class Options:
         for pattern in (*self.include, *self.exclude, *self.override_patterns):
             text = text.replace(f"'{pattern.regex}'", f"'{pattern.word}'")
         return text
+
+
+def formats(value: str | Iterable[str]) -> tuple[str, ...]:
+    """Names of layouts, each once."""
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    if not names or len(set(map(str, names))) != len(names):
+        raise ConfigurationError(f"format={value!r}", "names of layouts, each once")
+    for name in names:
+        one_of("format", name, FORMATS)
+    return names
 
 
 def _regexes(pattern: Pattern, tied: Mapping[str, str] | None) -> Iterator[str]:

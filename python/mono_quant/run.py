@@ -55,7 +55,10 @@ class Run:
 
     def refuse_contradictions(self, options: Options, path: bool, module: bool) -> None:
         """ConfigurationError: arguments that do not go together, or not with this form of model."""
-        static = options.bits == 8 and not options.dynamic
+        static = options.bits == 8 and not options.dynamic and not options.weight_only
+        if options.weight_only and self.output is None:
+            raise ConfigurationError(f"format={options.format!r} is a layout of files",
+                                     "the path of a checkpoint with output=…, or convert_model() on a saved result")
         data = self.calibration_data is not None
         if self.output is not None and not path:
             raise ConfigurationError("output= is for paths", "result.save(path)")

@@ -1,20 +1,18 @@
 //! What can be said on the command line.
 
+mod quantize;
+
+pub use quantize::Quantize;
+
 use crate::{
-    calibration::Calibration,
     device,
     error::{Error, Result},
-    formats,
-    observer::Observer,
-    plan::{OnMismatch, Request},
-    quantize::{OnNonFinite, Settings},
-    recipe::{LayerType, Override, Recipe},
-    scheme::{Activations, Method, PRESETS, Scheme, Strategy, preset},
+    formats::{self, OutputFormat},
+    quantize::Settings,
     tensor::Float,
 };
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
-use regex::Regex;
 use std::path::PathBuf;
 
 /// Quantizes neural-network weights on any GPU, or none, to the same bytes.
@@ -31,6 +29,8 @@ pub enum Command {
     Quantize(Box<Quantize>),
     /// Turn codes back into floats
     Dequantize(Dequantize),
+    /// Write quantized layers in other layouts, without loss
+    Convert(Convert),
     /// List layers, dtypes, schemes and sizes
     #[command(visible_alias = "info")]
     Inspect(Model),
@@ -103,236 +103,11 @@ impl Out {
     }
 }
 
-#[derive(Args)]
-pub struct Quantize {
-    /// A .safetensors, .pt, .pth, .bin or .ckpt file, or a directory with one or with shards and an index
-    #[arg(short, long, value_name = "CHECKPOINT")]
-    pub model: PathBuf,
-    #[command(flatten)]
-    pub out: Out,
-    /// Bits a weight: 8 is preset w8a8, 4 is w4a16, 16 is fp16 [default: 8]
-    #[arg(short, long, value_parser = PossibleValuesParser::new(["4", "8", "16"]), conflicts_with = "preset")]
-    bits: Option<String>,
-    /// A scheme by its usual name
-    #[arg(short, long, value_parser = PossibleValuesParser::new(PRESETS.map(|p| p.name)))]
-    preset: Option<String>,
-    /// Whether ranges are centred on zero
-    #[arg(short, long)]
-    scheme: Option<Symmetry>,
-    /// How ranges are found [default: minmax]
-    #[arg(long, value_parser = PossibleValuesParser::new(Observer::NAMES))]
-    observer: Option<String>,
-    /// Percent of a channel's weights that the percentile observer keeps [default: 99.9]
-    #[arg(long, value_name = "PERCENT")]
-    percentile: Option<f64>,
-    /// Signs of the scale that the mse observer tries [default: any]
-    #[arg(long)]
-    scale_sign: Option<ScaleSign>,
-    /// Which weights share a scale [default: group for 4 bits, channel for 8]
-    #[arg(long)]
-    strategy: Option<StrategyName>,
-    /// Weights a group; implies --strategy group [default: 128]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    group_size: Option<u32>,
-    /// Layout of quantized layers
-    #[arg(long, default_value = "compressed-tensors", value_parser = PossibleValuesParser::new(formats::ALL.map(|f| f.name())))]
-    format: String,
-    /// Only tensors in whose name this regular expression is found, output heads and routers too; may be repeated
-    #[arg(long, value_name = "REGEX")]
-    include: Vec<Regex>,
-    /// Leave tensors in whose name this regular expression is found; may be repeated
-    #[arg(long, value_name = "REGEX")]
-    exclude: Vec<Regex>,
-    /// Kinds of layers to quantize: linear, conv1d, conv2d, convtranspose, lstm, gru, embedding
-    #[arg(long, value_delimiter = ',', default_value = "linear", value_name = "KINDS")]
-    layer_types: Vec<LayerType>,
-    /// Leave layers with fewer weights
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    min_params: u64,
-    /// Another scheme for some layers: 'REGEX=bits=8,group-size=64' (bits, group-size, strategy, scheme, observer)
-    #[arg(long = "override", value_name = "REGEX=CHANGES")]
-    overrides: Vec<Override>,
-    /// Statistics of inputs, as monoquant calibrate records them: static scales instead of one a token (8 bits)
-    #[arg(long, value_name = "FILE.json")]
-    calibration: Option<PathBuf>,
-    /// Layers whose rows the group size does not divide: shrink the groups, one scale a channel, keep, or refuse
-    #[arg(long, default_value = "refuse", value_name = "WHAT")]
-    on_mismatch: Mismatch,
-    /// Tensors with NaN or infinity: keep them as they are, or refuse
-    #[arg(long, default_value = "refuse", value_name = "WHAT")]
-    on_nonfinite: NonFinite,
-    /// Clamp values that overflow fp16 or bf16, instead of refusing them
-    #[arg(long)]
-    saturate: bool,
-    /// Largest file of an output directory
-    #[arg(long, default_value = "5GB", value_name = "SIZE")]
-    max_shard_size: ByteSize,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Symmetry {
-    Symmetric,
-    Asymmetric,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum ScaleSign {
-    Any,
-    Positive,
-}
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum StrategyName {
-    Tensor,
-    Channel,
-    Group,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Mismatch {
-    Refuse,
-    Shrink,
-    Channel,
-    Keep,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum NonFinite {
-    Refuse,
-    Keep,
-}
-
 #[derive(Clone, Copy, ValueEnum)]
 enum FloatName {
     F32,
     F16,
     Bf16,
-}
-
-impl Quantize {
-    pub fn on_non_finite(&self) -> OnNonFinite {
-        match self.on_nonfinite {
-            NonFinite::Refuse => OnNonFinite::Refuse,
-            NonFinite::Keep => OnNonFinite::Keep,
-        }
-    }
-
-    pub fn request(&self) -> Result<Request> {
-        let bits = self.bits.as_deref().unwrap_or("8");
-        let by_bits = || PRESETS.iter().find(|p| p.bits.is_some_and(|b| b.to_string() == bits));
-        let preset = self.preset.as_deref().map_or_else(by_bits, preset);
-        let preset =
-            preset.ok_or_else(|| Error::Usage(format!("--bits {bits}: accepted are 4, 8 and 16")))?;
-        let mut recipe = Recipe::new(preset);
-        recipe.method = match preset.method {
-            Method::Quantize(scheme) => Method::Quantize(self.changed(scheme)?),
-            Method::Cast(to) => {
-                self.refuse_scheme_options(preset.name)?;
-                Method::Cast(to)
-            }
-        };
-        recipe.include.clone_from(&self.include);
-        recipe.exclude.clone_from(&self.exclude);
-        recipe.layer_types.clone_from(&self.layer_types);
-        recipe.min_params = self.min_params;
-        if let Some(path) = &self.calibration {
-            match recipe.method {
-                Method::Quantize(scheme) if scheme.activations == Activations::DynamicToken => {}
-                _ => {
-                    return Err(Error::Usage(format!(
-                        "--calibration is for inputs of 8 bits (--bits 8); those of {} stay in floating point",
-                        preset.name
-                    )));
-                }
-            }
-            recipe.calibration = Some(Calibration::read(path)?);
-        }
-        recipe.overrides.clone_from(&self.overrides);
-        if self.max_shard_size.0 == 0 {
-            return Err(Error::Usage("--max-shard-size 0: accepted is a size such as 5GB".into()));
-        }
-        let format = formats::by_name(&self.format)
-            .ok_or_else(|| Error::Usage(format!("--format {}: no such format", self.format)))?;
-        let on_mismatch = match self.on_mismatch {
-            Mismatch::Refuse => OnMismatch::Refuse,
-            Mismatch::Shrink => OnMismatch::Shrink,
-            Mismatch::Channel => OnMismatch::Channel,
-            Mismatch::Keep => OnMismatch::Keep,
-        };
-        Ok(Request {
-            recipe,
-            format,
-            on_mismatch,
-            saturate: self.saturate,
-            max_shard_size: Some(self.max_shard_size.0),
-        })
-    }
-
-    fn changed(&self, mut scheme: Scheme) -> Result<Scheme> {
-        if let Some(symmetry) = self.scheme {
-            scheme.symmetric = matches!(symmetry, Symmetry::Symmetric);
-        }
-        let group_size = self.group_size.map(|n| n as usize);
-        scheme.strategy = match (self.strategy, group_size) {
-            (None, None) => scheme.strategy,
-            (None | Some(StrategyName::Group), Some(group_size)) => Strategy::Group { group_size },
-            (Some(StrategyName::Group), None) => Strategy::Group { group_size: 128 },
-            (Some(_), Some(n)) => {
-                return Err(Error::Usage(format!("--group-size {n} needs --strategy group")));
-            }
-            (Some(StrategyName::Tensor), None) if scheme.activations == Activations::Float => {
-                return Err(Error::Usage(format!(
-                    "--strategy tensor: int{} weights with float inputs take one scale a channel or group; a whole tensor shares one in w8a8 only",
-                    scheme.bits
-                )));
-            }
-            (Some(StrategyName::Tensor), None) => Strategy::Tensor,
-            (Some(StrategyName::Channel), None) => Strategy::Channel,
-        };
-        scheme.observer = match self.observer.as_deref() {
-            Some("percentile") => {
-                let percent = self.percentile.unwrap_or(99.9);
-                if !(50.0..=100.0).contains(&percent) {
-                    return Err(Error::Usage(format!("--percentile {percent}: accepted is 50 to 100")));
-                }
-                Observer::Percentile(percent)
-            }
-            Some("histogram") => Observer::Histogram,
-            Some("mse") => {
-                Observer::Mse { both_signs: !matches!(self.scale_sign, Some(ScaleSign::Positive)) }
-            }
-            _ => Observer::MinMax,
-        };
-        let without_effect = [
-            ("--percentile", "percentile", self.percentile.is_some()),
-            ("--scale-sign", "mse", self.scale_sign.is_some()),
-        ];
-        for (option, observer, given) in without_effect {
-            if given && scheme.observer.name() != observer {
-                return Err(Error::Usage(format!("{option} has no meaning without --observer {observer}")));
-            }
-        }
-        Ok(scheme)
-    }
-
-    /// A cast has no scheme; silence would let somebody believe that it had.
-    fn refuse_scheme_options(&self, preset: &str) -> Result<()> {
-        let given = [
-            ("--scheme", self.scheme.is_some()),
-            ("--observer", self.observer.is_some()),
-            ("--percentile", self.percentile.is_some()),
-            ("--scale-sign", self.scale_sign.is_some()),
-            ("--strategy", self.strategy.is_some()),
-            ("--group-size", self.group_size.is_some()),
-            ("--override", !self.overrides.is_empty()),
-        ];
-        match given.iter().find(|(_, given)| *given) {
-            Some((option, _)) => Err(Error::Usage(format!(
-                "{option} has no meaning for {preset}, which casts every float tensor"
-            ))),
-            None => Ok(()),
-        }
-    }
 }
 
 #[derive(Args)]
@@ -365,6 +140,48 @@ impl Dequantize {
     pub fn max_shard_size(&self) -> u64 {
         self.max_shard_size.0
     }
+}
+
+#[derive(Args)]
+pub struct Convert {
+    /// A quantized checkpoint: a file (.safetensors, .pt, …) or a directory
+    #[arg(short, long, value_name = "CHECKPOINT")]
+    pub model: PathBuf,
+    /// Layouts to write; of several, each goes to a folder of the output
+    #[arg(long, required = true, value_name = "FORMATS", value_delimiter = ',', value_parser = format_names())]
+    format: Vec<String>,
+    #[command(flatten)]
+    pub out: Out,
+    /// Largest file of an output directory
+    #[arg(long, default_value = "5GB", value_name = "SIZE")]
+    max_shard_size: ByteSize,
+}
+
+impl Convert {
+    pub fn formats(&self) -> Result<Vec<&'static dyn OutputFormat>> {
+        chosen_formats(&self.format)
+    }
+
+    pub fn max_shard_size(&self) -> u64 {
+        self.max_shard_size.0
+    }
+}
+
+fn format_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(formats::ALL.map(|f| f.name()))
+}
+
+/// The formats of these names, each once.
+pub fn chosen_formats(names: &[String]) -> Result<Vec<&'static dyn OutputFormat>> {
+    let mut chosen: Vec<&'static dyn OutputFormat> = Vec::new();
+    for name in names {
+        if chosen.iter().any(|format| format.name() == name) {
+            return Err(Error::Usage(format!("--format {}: {name} is there twice", names.join(","))));
+        }
+        let format = formats::by_name(name);
+        chosen.push(format.ok_or_else(|| Error::Usage(format!("--format {name}: no such format")))?);
+    }
+    Ok(chosen)
 }
 
 #[derive(Args)]

@@ -7,8 +7,9 @@
 
 mod loaders;
 
-use super::{OutputFormat, Part, Quantized};
+use super::{OutputFormat, Part, Quantized, fused};
 use crate::{
+    packing::ZeroPoints,
     recipe::Layer,
     scheme::{Activations, Scheme, Strategy},
     tensor::{Dtype, Float, TensorInfo},
@@ -69,7 +70,10 @@ impl OutputFormat for CompressedTensors {
         parts.push((Part::Shape, tensor(SHAPE, Dtype::I64, vec![shape.len()])));
         if !scheme.symmetric {
             let rows = words(if scheme.strategy == Strategy::Tensor { 1 } else { view.rows });
-            parts.push((Part::PackedZeroPoints, tensor(ZERO_POINT, Dtype::I32, vec![rows, groups])));
+            parts.push((
+                Part::PackedZeroPoints(ZeroPoints::Rows),
+                tensor(ZERO_POINT, Dtype::I32, vec![rows, groups]),
+            ));
         }
         parts
     }
@@ -91,7 +95,10 @@ impl OutputFormat for CompressedTensors {
             .enumerate()
             .map(|(i, (scheme, members))| {
                 let by_class = i == last;
-                let named = members.iter().filter(|m| !(by_class && m.linear)).map(|m| pattern(&m.target));
+                let named = members
+                    .iter()
+                    .filter(|m| !(by_class && m.linear))
+                    .map(|m| format!("re:{}", fused::pattern(&m.target)));
                 let mut targets: Vec<String> = named.collect();
                 if by_class && members.iter().any(|m| m.linear) {
                     targets.push("Linear".into());
@@ -122,24 +129,9 @@ impl OutputFormat for CompressedTensors {
         })
     }
 
-    fn loader_notes(&self, layers: &[&Layer], model_types: &[String]) -> Vec<String> {
-        loaders::notes(layers, model_types)
+    fn loader_notes(&self, layers: &[&Layer], kept: &[String], model_types: &[String]) -> Vec<String> {
+        loaders::notes(layers, kept, model_types)
     }
-}
-
-/// One module as a target. vLLM runs q/k/v and gate/up as one module of another name, which the same target must hit.
-fn pattern(module: &str) -> String {
-    let (parent, last) = module.rsplit_once('.').map_or(("", module), |(parent, last)| (parent, last));
-    let fused = match last {
-        "q_proj" | "k_proj" | "v_proj" => Some("qkv_proj"),
-        "gate_proj" | "up_proj" => Some("gate_up_proj"),
-        _ => None,
-    };
-    let last = match fused {
-        Some(fused) => format!("({last}|{fused})"),
-        None => regex::escape(last),
-    };
-    if parent.is_empty() { format!("re:{last}$") } else { format!("re:{}\\.{last}$", regex::escape(parent)) }
 }
 
 fn layout(scheme: &Scheme) -> &'static str {
@@ -176,54 +168,4 @@ fn arguments(scheme: &Scheme) -> (Value, Value) {
         }
     };
     (weights, inputs)
-}
-
-/// Packs zero points along the output axis: word `[o / per, g]` holds rows `o..`, lowest bits first, offset to unsigned.
-pub fn pack_zero_points(zero_points: &[i8], groups: usize, bits: u32) -> Vec<u8> {
-    let per_word = 32 / bits as usize;
-    let mask = (1u32 << bits) - 1;
-    let mut out = Vec::with_capacity(zero_points.len().div_ceil(per_word) * 4);
-    for rows in zero_points.chunks(per_word * groups.max(1)) {
-        for g in 0..groups {
-            let column = rows.iter().skip(g).step_by(groups);
-            let word = column.enumerate().fold(0u32, |word, (i, &z)| {
-                word | (((i32::from(z) + (1 << (bits - 1))) as u32 & mask) << (i as u32 * bits))
-            });
-            out.extend_from_slice(&word.to_le_bytes());
-        }
-    }
-    out
-}
-
-/// Inverse of [`pack_zero_points`].
-pub fn unpack_zero_points(packed: &[u8], rows: usize, groups: usize, bits: u32) -> Vec<i32> {
-    let per_word = 32 / bits as usize;
-    let mut out = Vec::with_capacity(rows * groups);
-    for row in 0..rows {
-        for g in 0..groups {
-            let at = 4 * (row / per_word * groups + g);
-            let word = u32::from_le_bytes([packed[at], packed[at + 1], packed[at + 2], packed[at + 3]]);
-            let unsigned = (word >> (row % per_word * bits as usize)) & ((1 << bits) - 1);
-            out.push(unsigned as i32 - (1 << (bits - 1)));
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn zero_points_pack_along_rows() {
-        let z: Vec<i8> = (0..22).map(|i| (i % 16 - 8) as i8).collect();
-        for groups in [1, 2, 11] {
-            let packed = pack_zero_points(&z, groups, 4);
-            assert_eq!(packed.len(), 4 * groups * (22 / groups).div_ceil(8));
-            let back = unpack_zero_points(&packed, 22 / groups, groups, 4);
-            assert_eq!(back, z.iter().map(|&v| i32::from(v)).collect::<Vec<_>>());
-        }
-        // row 0 is in the lowest nibble, and -8 is stored as 0
-        assert_eq!(pack_zero_points(&[-8, 7], 1, 4), [0xf0, 0, 0, 0]);
-    }
 }

@@ -5,7 +5,7 @@
 
 use super::{ALL, Binding, CHUNK, Kernel, TileBuffers, TileParams, arithmetic::ordered, bits::*};
 use crate::{
-    backend::{Backend, Results, Tile, run_on_cpu},
+    backend::{Backend, Pass, Results, Tile, run_passes},
     error::{Error, Result},
     tensor::Float,
 };
@@ -268,7 +268,7 @@ fn tile(
     wants: &'static [Binding],
     input_bytes: usize,
 ) -> Tile {
-    Tile { tag: 0, params, input_bytes, kernels: kernels.to_vec(), preload, wants }
+    Tile::one(0, input_bytes, Pass { params, kernels: kernels.to_vec(), preload, wants })
 }
 
 /// Runs `cases` on a backend and compares every buffer with the Rust twins'.
@@ -283,31 +283,34 @@ pub fn compare_with(
     mut disturb: impl FnMut(Binding, &mut Vec<u32>),
 ) -> Result<Outcome> {
     let mut outcome = Outcome::default();
-    let mut check = |tile: Tile, results: &Results| -> Result<()> {
+    let mut check = |tile: Tile, results: &[Results]| -> Result<()> {
         let case = &cases[tile.tag as usize];
-        let mut expected = TileBuffers::default();
-        expected.resize(&tile.lengths());
-        bytemuck::cast_slice_mut(&mut expected.input)[..case.input.len()].copy_from_slice(&case.input);
-        run_on_cpu(&case.tile, &mut expected);
+        let mut expected = vec![TileBuffers::default(); tile.passes.len()];
+        expected.iter_mut().for_each(|buffers| buffers.resize(&tile.lengths()));
+        bytemuck::cast_slice_mut(&mut expected[0].input)[..case.input.len()].copy_from_slice(&case.input);
+        run_passes(&case.tile, &mut expected);
         outcome.cases += 1;
-        for &binding in tile.wants {
-            let mut got = results.get(binding).to_vec();
-            disturb(binding, &mut got);
-            let expected = expected.words(binding);
-            outcome.words += expected.len();
-            let differs = if binding == Binding::Errors { differs_much } else { differs };
-            if let Some(i) =
-                (0..expected.len()).find(|&i| got.get(i).is_none_or(|&g| differs(g, expected[i])))
-            {
-                let got = got.get(i).map_or("nothing".into(), |g| format!("{g:#010x}"));
-                outcome.differences.push(format!(
-                    "{}: {}[{i}] is {got}, the CPU has {:#010x} (kernels {:?})",
-                    case.name,
-                    binding.name(),
-                    expected[i],
-                    tile.kernels
-                ));
-                break;
+        for (number, pass) in tile.passes.iter().enumerate() {
+            let lengths = pass.lengths();
+            for &binding in pass.wants {
+                let mut got = results[number].get(binding).to_vec();
+                disturb(binding, &mut got);
+                let expected = &expected[number].words(binding)[..lengths.of(binding)];
+                outcome.words += expected.len();
+                let differs = if binding == Binding::Errors { differs_much } else { differs };
+                if let Some(i) =
+                    (0..expected.len()).find(|&i| got.get(i).is_none_or(|&g| differs(g, expected[i])))
+                {
+                    let got = got.get(i).map_or("nothing".into(), |g| format!("{g:#010x}"));
+                    outcome.differences.push(format!(
+                        "{}: {}[{i}] is {got}, the CPU has {:#010x} (kernels {:?})",
+                        case.name,
+                        binding.name(),
+                        expected[i],
+                        pass.kernels
+                    ));
+                    return Ok(());
+                }
             }
         }
         Ok(())
@@ -341,7 +344,10 @@ fn differs_much(a: u32, b: u32) -> bool {
 
 /// Kernels that no case runs: must be none.
 pub fn untested(cases: &[Case]) -> Vec<&'static str> {
-    ALL.iter().filter(|k| !cases.iter().any(|c| c.tile.kernels.contains(k))).map(|k| k.name).collect()
+    ALL.iter()
+        .filter(|k| !cases.iter().any(|c| c.tile.kernels().any(|used| used == **k)))
+        .map(|k| k.name)
+        .collect()
 }
 
 const _: () = assert!(CHUNK == 1024 && SIGN == 1 << 31, "SHAPES has rows on both sides of CHUNK");

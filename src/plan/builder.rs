@@ -1,28 +1,36 @@
 //! Jobs and rows of the plan, tensor by tensor.
 
 use super::{
-    Job, OnMismatch, Plan, Request, Row, Work,
-    config::{kept_modules, quantized, set_dtype},
+    Folder, Job, OnMismatch, Plan, Request, Row, Work,
+    config::{kept_modules, set_dtype},
     describe,
     refusals::mismatch,
 };
 use crate::{
-    formats::Part,
+    formats::{OutputFormat, Part, Quantized},
     names::heads_without_a_tensor,
     recipe::{Choice, Layer, Reason},
-    scheme::{Method, Scheme, Strategy},
+    scheme::{Grid, Method, Scheme, Strategy},
     tensor::{TensorInfo, View},
 };
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Groups that are shrunk further become rows.
 const LEAST_GROUP: usize = 8;
 
 /// What a job makes, before it has a file.
 pub(super) struct Stored {
-    pub parts: Vec<(Part, TensorInfo)>,
+    pub parts: Vec<StoredPart>,
     pub layer: Option<Layer>,
+}
+
+/// A tensor of the output, and the folder that it goes to.
+pub(super) struct StoredPart {
+    pub folder: usize,
+    pub grid: usize,
+    pub part: Part,
+    pub info: TensorInfo,
 }
 
 pub(super) struct Builder<'a> {
@@ -116,22 +124,63 @@ impl Builder<'_> {
                 }
             }
         }
+        let mut grids: Vec<Grid> = Vec::new();
+        let mut parts = Vec::new();
+        for (folder, format) in self.request.formats.iter().enumerate() {
+            let mut layer = layer.clone();
+            if let (Some(symmetric), false) = (format.usually_symmetric(), self.request.symmetry_stated) {
+                layer.scheme.symmetric = symmetric;
+            }
+            match format.refuses(&layer) {
+                Some(refusal) if refusal.shape && self.request.on_mismatch == OnMismatch::Keep => {
+                    self.copy(source, layer.name, layer.view, layer.shape, Some(&refusal.what));
+                    return;
+                }
+                Some(refusal) => {
+                    self.problems.push(format!("{}: {}", layer.name, refusal.what));
+                    continue;
+                }
+                None => {}
+            }
+            let grid = Grid { scheme: layer.scheme, scale: format.scale_dtype(float) };
+            // formats on the same grid share the codes
+            let number = grids.iter().position(|g| *g == grid).unwrap_or_else(|| {
+                grids.push(grid);
+                grids.len() - 1
+            });
+            let tensors = format.tensors(&layer, grid.scale).into_iter();
+            parts.extend(tensors.map(|(part, info)| StoredPart { folder, grid: number, part, info }));
+        }
+        let Some(first) = grids.first() else { return };
+        let scheme = first.scheme;
         if let Some(reason) = &reason {
             self.plan.notes.push(format!("{}: {reason}", layer.name));
         }
-        let parts = self.request.format.tensors(&layer, float);
         self.remember(source, &layer.name, &layer.view);
-        let scheme = layer.scheme;
-        let action = describe(&scheme);
+        let action = grids.iter().map(|grid| describe(&grid.scheme)).collect::<BTreeSet<_>>();
+        let action = action.into_iter().collect::<Vec<_>>().join("; ");
         let row = (layer.name.clone(), layer.shape.clone(), action, reason, Some(scheme));
-        self.push(source, layer.view, Work::Quantize(scheme), parts, Some(layer), row);
+        self.push(source, layer.view, Work::Quantize(grids), parts, Some(layer), row);
+    }
+
+    /// The same tensor for every folder.
+    fn everywhere(&self, info: &TensorInfo) -> Vec<StoredPart> {
+        let folders = 0..self.folder_count();
+        folders.map(|folder| StoredPart { folder, grid: 0, part: Part::Codes, info: info.clone() }).collect()
+    }
+
+    fn folder_count(&self) -> usize {
+        match self.request.recipe.method {
+            Method::Quantize(_) => self.request.formats.len(),
+            Method::Cast(_) => 1,
+        }
     }
 
     fn copy(&mut self, source: usize, name: String, view: View, shape: Vec<usize>, reason: Option<&str>) {
         self.remember(source, &name, &view);
         let info = TensorInfo { name: name.clone(), dtype: self.tensors[source].dtype, shape: shape.clone() };
         let row = (name, shape, "kept".to_owned(), reason.map(str::to_owned), None);
-        self.push(source, view, Work::Copy, vec![(Part::Codes, info)], None, row);
+        self.push(source, view, Work::Copy, self.everywhere(&info), None, row);
     }
 
     fn cast(&mut self, source: usize) {
@@ -147,7 +196,7 @@ impl Builder<'_> {
         let view = View::contiguous(1, info.elements() as usize);
         let out = TensorInfo { dtype: to.dtype(), ..info.clone() };
         let row = (info.name.clone(), info.shape.clone(), format!("cast to {}", to.dtype()), None, None);
-        self.push(source, view, Work::Cast(to), vec![(Part::Codes, out)], None, row);
+        self.push(source, view, Work::Cast(to), self.everywhere(&out), None, row);
     }
 
     fn push(
@@ -155,7 +204,7 @@ impl Builder<'_> {
         source: usize,
         view: View,
         work: Work,
-        parts: Vec<(Part, TensorInfo)>,
+        parts: Vec<StoredPart>,
         layer: Option<Layer>,
         (name, shape, action, reason, scheme): (String, Vec<usize>, String, Option<String>, Option<Scheme>),
     ) {
@@ -167,7 +216,7 @@ impl Builder<'_> {
             action,
             reason,
             before: view.elements() * info.dtype.size() as u64,
-            after: parts.iter().map(|(_, t)| t.bytes()).sum(),
+            after: parts.iter().map(|p| p.info.bytes()).sum(),
             scheme,
         });
         let row = self.plan.rows.len() - 1;
@@ -185,25 +234,48 @@ impl Builder<'_> {
         }
     }
 
-    pub fn config(&self, config: &Value) -> Value {
-        let mut config = config.clone();
-        if let Method::Cast(to) = self.request.recipe.method {
-            set_dtype(&mut config, to);
-            return config;
-        }
-        let layers: Vec<_> = self.stored.iter().filter_map(|s| s.layer.as_ref()).map(quantized).collect();
-        let kept = kept_modules(&self.plan.rows, heads_without_a_tensor(self.tensors, Some(&config)));
-        config["quantization_config"] = self.request.format.config(&layers, &kept);
-        config
+    /// Modules of Linear weights that stay as they are.
+    pub fn kept(&self, config: Option<&Value>) -> Vec<String> {
+        kept_modules(&self.plan.rows, heads_without_a_tensor(self.tensors, config))
     }
 
-    pub fn metadata(&self) -> BTreeMap<String, String> {
+    pub fn folders(&self, config: Option<&Value>, layers: &[Quantized], kept: &[String]) -> Vec<Folder> {
+        if let Method::Cast(to) = self.request.recipe.method {
+            let config = config.cloned().map(|mut config| {
+                set_dtype(&mut config, to);
+                config
+            });
+            return vec![Folder { config, ..Folder::default() }];
+        }
+        let folder = |(number, format): (usize, &&'static dyn OutputFormat)| {
+            let layers = self.as_in(layers, number);
+            let config = config.cloned().map(|mut config| {
+                config["quantization_config"] = format.config(&layers, kept);
+                config
+            });
+            let name = if self.request.formats.len() > 1 { format.name() } else { "" };
+            Folder { name: name.to_owned(), config, config_file: format.config_file() }
+        };
+        self.request.formats.iter().enumerate().map(folder).collect()
+    }
+
+    /// The layers with the schemes that a format has for them.
+    pub fn as_in(&self, layers: &[Quantized], format: usize) -> Vec<Quantized> {
+        let usual = self.request.formats[format].usually_symmetric();
+        let mut layers = layers.to_vec();
+        if let (Some(symmetric), false) = (usual, self.request.symmetry_stated) {
+            layers.iter_mut().for_each(|layer| layer.scheme.symmetric = symmetric);
+        }
+        layers
+    }
+
+    pub fn metadata(&self, format: usize) -> BTreeMap<String, String> {
         let mut ours = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "recipe": self.request.recipe.to_json(),
         });
         if matches!(self.request.recipe.method, Method::Quantize(_)) {
-            ours["format"] = self.request.format.name().into();
+            ours["format"] = self.request.formats[format].name().into();
         }
         if !self.restore.is_empty() {
             ours["restore"] = json!(self.restore);

@@ -8,7 +8,7 @@ use crate::{
 };
 use serde_json::Value;
 
-pub(super) fn quantized(layer: &Layer) -> Quantized {
+pub(crate) fn quantized(layer: &Layer) -> Quantized {
     let linear = layer.layer_type == LayerType::Linear;
     // a recurrent layer has several weights; each is named whole
     let recurrent = matches!(layer.layer_type, LayerType::Lstm | LayerType::Gru);
@@ -17,7 +17,7 @@ pub(super) fn quantized(layer: &Layer) -> Quantized {
 }
 
 /// Modules of matrices that stay as they are: loaders must not expect them quantized.
-pub(super) fn kept_modules(rows: &[Row], heads: Vec<String>) -> Vec<String> {
+pub(crate) fn kept_modules(rows: &[Row], heads: Vec<String>) -> Vec<String> {
     let embedding = Reason::Embedding.to_string();
     let mut kept: Vec<String> = rows
         .iter()

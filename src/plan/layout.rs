@@ -1,8 +1,8 @@
 //! Which file each tensor goes to, and the index of a sharded checkpoint.
 
-use super::Plan;
+use super::{Folder, Plan};
 use crate::{
-    formats::PARTS,
+    formats::part_names,
     tensor::TensorInfo,
     writer::{Container, FileLayout},
 };
@@ -11,59 +11,83 @@ use std::collections::{BTreeMap, HashMap};
 
 /// Distributes the output's tensors over files, in the order of the jobs; what one job makes stays together.
 ///
-/// Jobs point into `tensors`, with file 0, and point to their places afterwards.
+/// Jobs point into `tensors`, with a folder's number for the file, and point to their places afterwards. `metadata` is
+/// that of the files of each folder.
 pub(crate) fn lay_out(
     plan: &mut Plan,
     tensors: Vec<TensorInfo>,
     max_shard_size: Option<u64>,
-    metadata: &BTreeMap<String, String>,
+    metadata: Vec<BTreeMap<String, String>>,
 ) {
-    let mut files: Vec<Vec<TensorInfo>> = vec![Vec::new()];
+    if plan.folders.is_empty() {
+        plan.folders.push(Folder::default());
+    }
     let mut places: Vec<Option<(usize, usize)>> = vec![None; tensors.len()];
-    let mut size = 0;
-    for job in &mut plan.jobs {
-        let new = || job.outputs.iter().filter(|(_, _, t)| places[*t].is_none());
-        let bytes: u64 = new().map(|&(_, _, t)| tensors[t].bytes()).sum();
-        if size > 0 && bytes > 0 && max_shard_size.is_some_and(|max| size + bytes > max) {
-            files.push(Vec::new());
-            size = 0;
+    let mut first = 0;
+    for (number, folder) in plan.folders.iter().enumerate() {
+        let mut files: Vec<Vec<TensorInfo>> = vec![Vec::new()];
+        let mut size = 0;
+        for job in &plan.jobs {
+            let new: Vec<usize> = job
+                .outputs
+                .iter()
+                .filter(|o| o.file == number && places[o.tensor].is_none())
+                .map(|o| o.tensor)
+                .collect();
+            let bytes: u64 = new.iter().map(|&t| tensors[t].bytes()).sum();
+            if size > 0 && bytes > 0 && max_shard_size.is_some_and(|max| size + bytes > max) {
+                files.push(Vec::new());
+                size = 0;
+            }
+            size += bytes;
+            let last = files.len() - 1;
+            for t in new {
+                places[t].get_or_insert_with(|| {
+                    files[last].push(tensors[t].clone());
+                    (first + last, files[last].len() - 1)
+                });
+            }
         }
-        size += bytes;
-        let last = files.len() - 1;
-        for (_, file, tensor) in &mut job.outputs {
-            let place = places[*tensor].get_or_insert_with(|| {
-                files[last].push(tensors[*tensor].clone());
-                (last, files[last].len() - 1)
-            });
-            (*file, *tensor) = *place;
+        let count = files.len();
+        let name = |i: usize| match count {
+            1 => "model.safetensors".to_owned(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+        };
+        let layout = |(i, tensors)| FileLayout {
+            folder: folder.name.clone(),
+            name: name(i),
+            tensors,
+            metadata: metadata.get(number).cloned().unwrap_or_default(),
+            ..FileLayout::default()
+        };
+        plan.files.extend(files.into_iter().enumerate().map(layout));
+        first += count;
+    }
+    for place in plan.jobs.iter_mut().flat_map(|job| &mut job.outputs) {
+        if let Some((file, tensor)) = places[place.tensor] {
+            (place.file, place.tensor) = (file, tensor);
         }
     }
-    let count = files.len();
-    let name = |i: usize| match count {
-        1 => "model.safetensors".to_owned(),
-        _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
-    };
-    let layout = |(i, tensors)| FileLayout {
-        name: name(i),
-        tensors,
-        metadata: metadata.clone(),
-        ..FileLayout::default()
-    };
-    plan.files = files.into_iter().enumerate().map(layout).collect();
 }
 
 /// Gives the output's tensors their other names: in files of torch as more keys, elsewhere as a note in the file.
 pub(crate) fn tie(plan: &mut Plan, tied: &BTreeMap<String, String>, container: Container) {
-    let mut places: HashMap<String, (usize, usize)> = HashMap::new();
+    // of several folders, each with the same names or parts of the same layers
+    let mut places: HashMap<String, Vec<(usize, usize)>> = HashMap::new();
     for (f, file) in plan.files.iter_mut().enumerate() {
         file.container = container;
-        places.extend(file.tensors.iter().enumerate().map(|(t, info)| (info.name.clone(), (f, t))));
+        for (t, info) in file.tensors.iter().enumerate() {
+            places.entry(info.name.clone()).or_default().push((f, t));
+        }
     }
     let mut noted: BTreeMap<&str, &str> = BTreeMap::new();
     let mut notes = Vec::new();
     for (other, name) in tied {
-        let parts = PARTS.iter().filter_map(|part| Some((part, *places.get(&format!("{name}{part}"))?)));
-        let parts: Vec<(&&str, (usize, usize))> = parts.collect();
+        let pairs = part_names(name).into_iter().zip(part_names(other));
+        let found = pairs.filter_map(|(part, alias)| Some((alias, places.get(&part)?)));
+        let parts: Vec<(String, (usize, usize))> = found
+            .flat_map(|(alias, places)| places.iter().map(move |place| (alias.clone(), *place)))
+            .collect();
         let under = match (parts.is_empty(), container) {
             (true, _) => {
                 notes.push(format!("{other} was the same as {name}, which is not written under this name"));
@@ -74,8 +98,8 @@ pub(crate) fn tie(plan: &mut Plan, tied: &BTreeMap<String, String>, container: C
                 "the latter name"
             }
             (false, Container::Torch) => {
-                for (part, (file, tensor)) in parts {
-                    plan.files[file].aliases.push((format!("{other}{part}"), tensor));
+                for (alias, (file, tensor)) in parts {
+                    plan.files[file].aliases.push((alias, tensor));
                 }
                 "both names"
             }
@@ -99,7 +123,7 @@ pub(crate) fn tie(plan: &mut Plan, tied: &BTreeMap<String, String>, container: C
 }
 
 /// The index of a sharded checkpoint.
-pub fn index(files: &[FileLayout]) -> Value {
+pub fn index(files: &[&FileLayout]) -> Value {
     let total: u64 = files.iter().flat_map(|f| &f.tensors).map(TensorInfo::bytes).sum();
     let map: BTreeMap<&str, &str> =
         files.iter().flat_map(|f| f.tensors.iter().map(|t| (t.name.as_str(), f.name.as_str()))).collect();

@@ -45,9 +45,9 @@ pub(super) fn already_quantized(tensors: &[TensorInfo], config: Option<&Value>) 
 
 pub(super) fn duplicates(stored: &[Stored]) -> Vec<String> {
     let mut seen = HashSet::new();
-    let names = stored.iter().flat_map(|s| s.parts.iter().map(|(_, t)| t.name.as_str()));
+    let names = stored.iter().flat_map(|s| s.parts.iter().map(|p| (p.folder, p.info.name.as_str())));
     names
         .filter(|name| !seen.insert(*name))
-        .map(|name| format!("{name}: two tensors of the output would have this name"))
+        .map(|(_, name)| format!("{name}: two tensors of the output would have this name"))
         .collect()
 }

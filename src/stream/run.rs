@@ -1,14 +1,14 @@
 //! A run's state between tiles: bands in work, results of jobs.
 
-use super::{JobResult, Stream};
+use super::{JobResult, Stream, layer::Outgoing, repack::repack};
 use crate::{
-    backend::{Backend, Results, Tile},
-    coded::{code_offset, qparams},
+    backend::{Backend, Pass, Results, Tile},
+    coded::{Incoming, code_offset, qparams},
     error::{Error, Result},
-    formats::{Part, compressed_tensors::pack_zero_points},
-    kernels::{Binding, arithmetic::narrow, bits},
+    kernels::{Binding, bits},
     plan::Work,
     report::Squares,
+    scheme::Grid,
     sweeps::{Active, Kind},
     tensor::Float,
     tiles::{Piece, Sweep, group_len},
@@ -18,8 +18,10 @@ use std::collections::{HashMap, VecDeque};
 #[derive(Default)]
 struct JobState {
     bands: usize,
-    /// Zero points of the whole layer, where the format packs them across rows.
-    zero_points: Vec<i8>,
+    /// The layer on each grid.
+    layers: Vec<Outgoing>,
+    /// Codes of a layer that is dequantized.
+    incoming: Incoming,
     /// Scales and zero points of a layer that is dequantized.
     scales: Vec<u32>,
     offsets: Vec<i32>,
@@ -60,17 +62,12 @@ impl<'a> Run<'a> {
                 (state.scales, state.offsets) =
                     qparams(stream.source, stream.tensors, &stream.plan.coded[*i])?;
             }
-            Work::Quantize(_) => {
-                let shape: Vec<u8> =
-                    stream.plan.rows[job.row].shape.iter().flat_map(|&d| (d as i64).to_le_bytes()).collect();
-                stream.write(job, Part::Shape, 0, &shape)?;
-                if let Some(input) = job.input {
-                    let float = stream.tensors[job.source].dtype.float().unwrap_or(Float::F32);
-                    let mut scale = Vec::new();
-                    float.encode(input.scale, &mut scale);
-                    stream.write(job, Part::InputScale, 0, &scale)?;
-                    stream.write(job, Part::InputZeroPoint, 0, &(input.zero_point as i8).to_le_bytes())?;
-                }
+            Work::Repack(i, grid) => return repack(stream, job, &stream.plan.coded[*i], grid),
+            Work::Quantize(grids) => {
+                let layer = |(number, grid)| Outgoing::new(stream, job, number, grid);
+                state.layers = grids.iter().enumerate().map(layer).collect();
+                state.result.squares = vec![Squares::default(); grids.len()];
+                state.layers.iter().try_for_each(|layer| layer.start(stream, job))?;
             }
             Work::Cast(_) => {}
         }
@@ -94,24 +91,28 @@ impl<'a> Run<'a> {
         let mut tile = active.tile(piece_number, band << 24 | piece_number as u64);
         if let Kind::Dequantize { coded, .. } = &active.kind {
             let state = &self.states[&active.job];
+            let pass = &mut tile.passes[0];
             let first = piece.start(coded.cols) as usize / coded.group_len;
-            let groups = first..first + tile.params.groups as usize;
+            let groups = first..first + pass.params.groups as usize;
             let offsets = state.offsets[groups.clone()].iter().map(|&z| z as u32).collect();
-            tile.preload.push((Binding::Scales, state.scales[groups].to_vec()));
-            tile.preload.push((Binding::ZeroPoints, offsets));
+            pass.preload.push((Binding::Scales, state.scales[groups].to_vec()));
+            pass.preload.push((Binding::ZeroPoints, offsets));
         }
         let kind = &active.kind;
+        let incoming = self.states.get_mut(&active.job).map(|state| &mut state.incoming);
+        let mut unused = Incoming::default();
+        let incoming = incoming.unwrap_or(&mut unused);
         backend.submit(tile, &mut |bytes| {
             if let Kind::Dequantize { coded, .. } = kind {
-                let at = code_offset(coded.bits, coded.packed, coded.cols, &piece);
-                return stream.source.read(job.source, at, bytes);
+                let memory = stream.max_memory;
+                return incoming.read(stream.source, coded, job.source, &piece, memory, bytes);
             }
             let (rows, cols) = (piece.row..piece.row + piece.rows, piece.col..piece.col + piece.cols);
             stream.source.read_view(job.source, &job.view, rows, cols, bytes)
         })
     }
 
-    pub fn done(&mut self, tile: Tile, results: &Results) -> Result<()> {
+    pub fn done(&mut self, tile: Tile, results: &[Results]) -> Result<()> {
         let (band, piece_number) = (tile.tag >> 24, (tile.tag & 0xff_ffff) as usize);
         let Some(mut active) = self.active.remove(&band) else {
             return Err(Error::Device(format!("tile {} came back twice", tile.tag)));
@@ -120,7 +121,7 @@ impl<'a> Run<'a> {
         let stream = self.stream;
         let job = &stream.plan.jobs[number];
         let sweep = active.sweep();
-        let ranges = results.get(Binding::Ranges);
+        let ranges = results[0].get(Binding::Ranges);
         if ranges.iter().any(|&bound| bound >= bits::INFINITY | bits::SIGN) {
             return Err(stream.not_finite(job.source));
         }
@@ -156,73 +157,71 @@ impl<'a> Run<'a> {
         piece: &Piece,
         piece_number: usize,
         tile: &Tile,
-        results: &Results,
+        results: &[Results],
     ) -> Result<()> {
-        let stream = self.stream;
-        let job = &stream.plan.jobs[active.job];
-        let state = self.states.entry(active.job).or_default();
-        let output: &[u8] = bytemuck::cast_slice(results.get(Binding::Output));
         match &active.kind {
-            Kind::Quantize { scheme, cols, input, .. } => {
-                let scales = results.get(Binding::Scales);
-                // the lowest code must decode to something finite, too
-                let steps = (1u32 << (scheme.bits - u32::from(scheme.symmetric))) as f32;
-                if let Some(i) = scales.iter().position(|&s| !(f32::from_bits(s) * steps).is_finite()) {
-                    let name = &stream.tensors[job.source].name;
-                    return Err(Error::refused(format!(
-                        "{name}: group {i} from row {} has a range that overflows {} when it is coded; leave the layer \
-                         out with --exclude, or scale its weights down",
-                        piece.row,
-                        input.dtype()
-                    )));
+            Kind::Quantize { grids, cols, .. } => {
+                for (number, (grid, results)) in grids.iter().zip(results).enumerate() {
+                    let spanned = active.band.spans && piece_number > 0;
+                    self.store_codes(active.job, piece, (number, grid), *cols, spanned, results)?;
+                    let state = self.states.entry(active.job).or_default();
+                    state.result.squares[number].add(squares(&tile.passes[number], results));
                 }
-                let bytes = if scheme.packed() { output.len() } else { piece.elements() };
-                let at = code_offset(scheme.bits, scheme.packed(), *cols, piece);
-                stream.write(job, Part::Codes, at, &output[..bytes])?;
-                state.result.squares.add(squares(tile, results));
-                if active.band.spans && piece_number > 0 {
-                    return Ok(()); // the band's one scale was written with its first piece
-                }
-                let group = group_len(scheme.strategy, job.view.rows, *cols) as u64;
-                let first = piece.start(*cols) / group;
-                let mut bytes = Vec::with_capacity(scales.len() * input.size());
-                for &s in scales {
-                    bytes.extend_from_slice(&narrow(s, *input as u32).to_le_bytes()[..input.size()]);
-                }
-                stream.write(job, Part::Scales, first * input.size() as u64, &bytes)?;
-                let zero_points: Vec<i8> =
-                    results.get(Binding::ZeroPoints).iter().map(|&z| z as i32 as i8).collect();
-                stream.write(job, Part::ZeroPoints, first, bytemuck::cast_slice(&zero_points))?;
-                if job.outputs.iter().any(|(p, ..)| *p == Part::PackedZeroPoints) {
-                    let end = first as usize + zero_points.len();
-                    state.zero_points.resize(state.zero_points.len().max(end), 0);
-                    state.zero_points[first as usize..end].copy_from_slice(&zero_points);
-                }
+                Ok(())
             }
-            Kind::Cast { to, .. } => self.store_floats(active.job, piece, *to, output, results)?,
-            Kind::Dequantize { coded, .. } => {
-                self.store_floats(active.job, piece, coded.output, output, results)?
-            }
+            Kind::Cast { to, .. } => self.store_floats(active.job, piece, *to, &results[0]),
+            Kind::Dequantize { coded, .. } => self.store_floats(active.job, piece, coded.output, &results[0]),
         }
-        Ok(())
     }
 
-    fn store_floats(
+    /// Hands the codes of a piece on, and its scales unless an earlier piece brought the one that they share.
+    fn store_codes(
         &mut self,
         number: usize,
         piece: &Piece,
-        to: Float,
-        output: &[u8],
+        (grid_number, grid): (usize, &Grid),
+        cols: usize,
+        spanned: bool,
         results: &Results,
     ) -> Result<()> {
         let stream = self.stream;
         let job = &stream.plan.jobs[number];
+        let scheme = &grid.scheme;
+        let scales = results.get(Binding::Scales);
+        // the lowest code must decode to something finite, too
+        let steps = (1u32 << (scheme.bits - u32::from(scheme.symmetric))) as f32;
+        if let Some(i) = scales.iter().position(|&s| !(f32::from_bits(s) * steps).is_finite()) {
+            let name = &stream.tensors[job.source].name;
+            return Err(Error::refused(format!(
+                "{name}: group {i} from row {} has a range that overflows {} when it is coded; leave the layer \
+                 out with --exclude, or scale its weights down",
+                piece.row,
+                grid.scale.dtype()
+            )));
+        }
+        let output: &[u8] = bytemuck::cast_slice(results.get(Binding::Output));
+        let bytes = if scheme.packed() { output.len() } else { piece.elements() };
+        let at = code_offset(scheme.bits, scheme.packed(), cols, piece);
+        let state = self.states.entry(number).or_default();
+        let layer = &mut state.layers[grid_number];
+        layer.codes(stream, job, at, &output[..bytes])?;
+        if spanned {
+            return Ok(());
+        }
+        let first = piece.start(cols) as usize / group_len(scheme.strategy, job.view.rows, cols);
+        let zero_points: Vec<i8> = results.get(Binding::ZeroPoints).iter().map(|&z| z as i32 as i8).collect();
+        layer.qparams(stream, job, first, scales, &zero_points)
+    }
+
+    fn store_floats(&mut self, number: usize, piece: &Piece, to: Float, results: &Results) -> Result<()> {
+        let stream = self.stream;
+        let job = &stream.plan.jobs[number];
+        let output: &[u8] = bytemuck::cast_slice(results.get(Binding::Output));
         let counts = results.get(Binding::Counts);
         let state = self.states.entry(number).or_default();
         state.result.saturated += u64::from(counts[0]);
         state.not_finite |= counts[1] > 0;
-        let &(_, file, tensor) = &job.outputs[0];
-        stream.put(job, file, tensor, piece, to.size(), &output[..piece.elements() * to.size()])
+        stream.put(job, piece, to.size(), &output[..piece.elements() * to.size()])
     }
 
     fn finish_band(&mut self, number: usize) -> Result<()> {
@@ -251,24 +250,19 @@ impl<'a> Run<'a> {
                 if count == 1 { " is" } else { "s are" },
             )));
         }
-        if let Work::Quantize(scheme) = &job.work {
-            let groups = (job.view.cols / group_len(scheme.strategy, 1, job.view.cols).max(1)).max(1);
-            if job.outputs.iter().any(|(p, ..)| *p == Part::PackedZeroPoints) {
-                let packed = pack_zero_points(&state.zero_points, groups, scheme.bits);
-                stream.write(job, Part::PackedZeroPoints, 0, &packed)?;
-            }
+        state.layers.iter_mut().try_for_each(|layer| layer.finish(stream, job))?;
+        if let Some(state) = self.states.remove(&number) {
+            self.results[number] = state.result;
         }
-        self.results[number] = state.result;
-        self.states.remove(&number);
         Ok(())
     }
 }
 
-/// A tile's error sums, in units of the weights.
-fn squares(tile: &Tile, results: &Results) -> Squares {
-    let mut total = Squares { count: tile.params.elements.into(), ..Default::default() };
+/// A pass's error sums, in units of the weights.
+fn squares(pass: &Pass, results: &Results) -> Squares {
+    let mut total = Squares { count: pass.params.elements.into(), ..Default::default() };
     let scales = results.get(Binding::Scales);
-    let per_group = tile.params.chunks_per_group.max(1) as usize;
+    let per_group = pass.params.chunks_per_group.max(1) as usize;
     for (chunk, sums) in results.get(Binding::Errors).chunks_exact(2).enumerate() {
         let s = f64::from(f32::from_bits(scales[chunk / per_group]));
         total.signal += s * s * f64::from(f32::from_bits(sums[0]));

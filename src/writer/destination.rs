@@ -212,18 +212,35 @@ fn check(path: &Path, directory: bool, force: bool) -> Result<bool> {
     }
 }
 
-/// Whether a directory is empty or holds a model. Anything else is not ours to delete, `--force` or not.
+/// Whether a directory is empty or holds a model, or nothing but directories that do. Anything else is not ours to
+/// delete, `--force` or not.
 fn is_model(path: &Path) -> Result<bool> {
-    let mut empty = true;
+    let mut folders = Vec::new();
+    let mut others = false;
     for entry in fs::read_dir(path).map_err(Error::io("list", path))? {
-        let name = entry.map_err(Error::io("list", path))?.file_name();
-        let extension = Path::new(&name).extension();
-        if name == "config.json" || extension.is_some_and(|e| e == "safetensors") {
+        let entry = entry.map_err(Error::io("list", path))?;
+        if is_weight_or_config(&entry.file_name()) {
             return Ok(true);
         }
-        empty = false;
+        match entry.file_type().map_err(Error::io("open", entry.path()))?.is_dir() {
+            true => folders.push(entry.path()),
+            false => others = true,
+        }
     }
-    Ok(empty)
+    if others {
+        return Ok(false);
+    }
+    for folder in folders {
+        let mut entries = fs::read_dir(&folder).map_err(Error::io("list", &folder))?;
+        if !entries.any(|entry| entry.is_ok_and(|e| is_weight_or_config(&e.file_name()))) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn is_weight_or_config(name: &OsStr) -> bool {
+    name == "config.json" || Path::new(name).extension().is_some_and(|e| e == "safetensors")
 }
 
 fn taken(path: &Path, error: io::Error) -> Error {

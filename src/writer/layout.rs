@@ -1,7 +1,7 @@
 //! Where every byte of an output file goes, the same for equal inputs.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use super::torch::Archive;
 use super::{safetensors, torch};
@@ -21,6 +21,8 @@ pub enum Container {
 /// What a file is to hold. Tensors may come in any order and are numbered in that order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FileLayout {
+    /// Folder within an output directory, if it has several.
+    pub folder: String,
     /// File name, e.g. `model-00001-of-00002.safetensors`. A single output file takes the name of its destination.
     pub name: String,
     /// The format.
@@ -47,6 +49,11 @@ pub(super) struct Placed {
 }
 
 impl FileLayout {
+    /// Its path within an output directory.
+    pub fn path(&self) -> PathBuf {
+        Path::new(&self.folder).join(&self.name)
+    }
+
     /// Absolute offset of every tensor's first byte, in the order of [`FileLayout::tensors`].
     pub fn offsets(&self) -> Result<Vec<u64>> {
         Ok(self.place()?.spans.into_iter().map(|(start, _)| start).collect())
@@ -59,8 +66,11 @@ impl FileLayout {
 
     pub(super) fn place(&self) -> Result<Placed> {
         let wrong = |what: String| Error::format(&self.name, what);
-        let mut parts = Path::new(&self.name).components();
-        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+        let is_name = |name: &str| {
+            let mut parts = Path::new(name).components();
+            matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+        };
+        if !is_name(&self.name) || !(self.folder.is_empty() || is_name(&self.folder)) {
             return Err(wrong("is not the name of a file".into()));
         }
         let mut names = HashSet::new();

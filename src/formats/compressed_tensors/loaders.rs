@@ -1,18 +1,18 @@
 //! What transformers and vLLM refuse, or load wrongly, of what this layout can hold. Each was seen with transformers 5.23
 //! and compressed-tensors 0.20, or is a rule of vLLM 0.33.
 
-use super::arguments;
+use super::{super::fused, arguments};
 use crate::{
     plan::shortened,
     recipe::{Layer, LayerType},
     scheme::{Scheme, Strategy},
 };
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 /// Models whose experts transformers stacks by itself when it loads them.
 const STACKED_ON_LOAD: [&str; 4] = ["mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next"];
 
-pub fn notes(layers: &[&Layer], model_types: &[String]) -> Vec<String> {
+pub fn notes(layers: &[&Layer], kept: &[String], model_types: &[String]) -> Vec<String> {
     let mut notes: BTreeSet<&str> = layers.iter().flat_map(|l| on_layer(l)).collect();
     let is = |names: &[&str]| model_types.iter().any(|m| names.contains(&m.as_str()));
     let experts: Vec<&&Layer> = layers.iter().filter(|l| is_expert(l)).collect();
@@ -38,7 +38,8 @@ pub fn notes(layers: &[&Layer], model_types: &[String]) -> Vec<String> {
         notes.insert("transformers decodes every layer by one scheme when it loads with dequantize=True: mixed schemes compute wrongly that way; without it they load right");
     }
     let mut notes: Vec<String> = notes.into_iter().map(str::to_owned).collect();
-    notes.extend(shortened(fused_layers_that_differ(layers)));
+    let differ = |a: &Layer, b: &Layer| arguments(&a.scheme) != arguments(&b.scheme);
+    notes.extend(shortened(fused::that_differ(layers, kept, differ)));
     notes
 }
 
@@ -83,28 +84,6 @@ fn on_layer(layer: &Layer) -> Vec<&'static str> {
     }
     if packed && bits == 8 {
         notes.push("vLLM's CPU engine has no kernel for 8-bit pack-quantized weights; its GPU engine has");
-    }
-    notes
-}
-
-/// vLLM runs q/k/v and gate/up as one layer, which needs one scheme.
-fn fused_layers_that_differ(layers: &[&Layer]) -> Vec<String> {
-    const FUSED: [&[&str]; 3] = [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"], &["w1", "w3"]];
-    let by_name: HashMap<&str, &Layer> = layers.iter().map(|l| (l.module.as_str(), *l)).collect();
-    let mut notes = Vec::new();
-    for layer in layers {
-        let Some((parent, last)) = layer.module.rsplit_once('.') else { continue };
-        for siblings in FUSED.iter().filter(|f| f.contains(&last)) {
-            for sibling in siblings.iter().filter(|s| **s > last) {
-                let Some(other) = by_name.get(format!("{parent}.{sibling}").as_str()) else { continue };
-                if arguments(&other.scheme) != arguments(&layer.scheme) {
-                    notes.push(format!(
-                        "vLLM runs {0} and {1} as one layer and refuses their different schemes",
-                        layer.module, other.module
-                    ));
-                }
-            }
-        }
     }
     notes
 }
