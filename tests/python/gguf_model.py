@@ -7,7 +7,9 @@ import pathlib
 import gguf
 import numpy as np
 import torch
+import transformers as T
 import xllamacpp
+from helpers import TEXT
 from safetensors.torch import load_file
 
 NAMES = {
@@ -113,3 +115,109 @@ def keys(file) -> dict[str, object]:
     return {
         name: field.contents() for name, field in gguf.GGUFReader(file).fields.items() if not name.startswith("GGUF.")
     }
+
+
+def save_wide_llama(path):
+    """A random Llama whose rows are whole blocks of 256, which K-quants need and tiny-llama's are not."""
+    torch.manual_seed(0)
+    config = T.LlamaConfig(
+        vocab_size=320,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=256,
+        rope_theta=10000.0,
+    )
+    model = T.LlamaForCausalLM(config)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.05)
+    model.bfloat16().save_pretrained(path)
+    file = pathlib.Path(path) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rope_theta": 10000.0}))
+    return path
+
+
+PROMPTS = [40, 120, 200]
+
+
+def prompt(length: int) -> list[int]:
+    return [BYTES, *TEXT.encode()[:length]]
+
+
+def log_probabilities(file) -> torch.Tensor:
+    """llama.cpp's log-probabilities of every token after each prompt, on the CPU, with attention in f32."""
+    params = xllamacpp.CommonParams()
+    params.model.path = str(file)
+    params.n_ctx = 256
+    params.n_parallel = 1
+    params.n_gpu_layers = 0
+    params.warmup = False
+    params.fit_params = False
+    params.verbosity = -1
+    params.cpuparams.n_threads = 2
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    server = xllamacpp.Server(params)
+    rows = []
+    for length in PROMPTS:
+        request = {"prompt": prompt(length), "n_predict": 1, "n_probs": 320, "temperature": -1, "cache_prompt": False}
+        answer = server.handle_completions(request)
+        top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        assert len(top) == 320
+        rows.append([entry["logprob"] for entry in sorted(top, key=lambda entry: entry["id"])])
+    return torch.tensor(rows)
+
+
+@torch.no_grad()
+def expected_log_probabilities(model) -> torch.Tensor:
+    """The same by transformers, in f32."""
+    loaded = T.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    rows = [loaded(torch.tensor([prompt(length)])).logits[0, -1] for length in PROMPTS]
+    return torch.log_softmax(torch.stack(rows), -1)
+
+
+def library() -> ctypes.CDLL:
+    """llama.cpp and ggml, whose functions xllamacpp's shared object exports."""
+    return ctypes.CDLL(xllamacpp.xllamacpp.__file__)
+
+
+def quantize_chunk(weight: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """ggml's own blocks of a matrix, a row of bytes a row."""
+    ggml = library()
+    ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+    rows, columns = weight.shape
+    source = np.ascontiguousarray(weight, np.float32)
+    size, bytes_ = gguf.GGML_QUANT_SIZES[kind]
+    target = np.zeros((rows, columns // size * bytes_), np.uint8)
+    ggml.ggml_quantize_init(int(kind))
+    written = ggml.ggml_quantize_chunk(
+        ctypes.c_int(kind),
+        source.ctypes.data_as(ctypes.c_void_p),
+        target.ctypes.data_as(ctypes.c_void_p),
+        ctypes.c_int64(0),
+        ctypes.c_int64(rows),
+        ctypes.c_int64(columns),
+        None,
+    )
+    assert written == target.nbytes
+    return target
+
+
+class Parameters(ctypes.Structure):
+    """llama_model_quantize_params: its first fields, and room for the others."""
+
+    _fields_ = [("threads", ctypes.c_int32), ("file_type", ctypes.c_int32), ("rest", ctypes.c_uint8 * 248)]
+
+
+def llama_quantize(source, output, file_type: int) -> pathlib.Path:
+    """What llama.cpp's own program llama-quantize makes of a file."""
+    llama = library()
+    llama.llama_model_quantize_default_params.restype = Parameters
+    params = llama.llama_model_quantize_default_params()
+    params.threads, params.file_type = 2, file_type
+    assert llama.llama_model_quantize(str(source).encode(), str(output).encode(), ctypes.byref(params)) == 0
+    return pathlib.Path(output)
