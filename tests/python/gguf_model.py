@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import transformers as T
 import xllamacpp
-from helpers import TEXT
+from helpers import REPOSITORY, TEXT
 from safetensors.torch import load_file
 
 NAMES = {
@@ -30,6 +30,7 @@ STORED = {
     torch.bfloat16: gguf.GGMLQuantizationType.BF16,
 }
 BYTES = 256
+LLAMA = REPOSITORY / "target" / "llama.cpp" / "libllama.v0.5.0.so"  # tests/setup puts it there
 
 
 def gguf_name(name: str) -> str:
@@ -181,7 +182,7 @@ def expected_log_probabilities(model) -> torch.Tensor:
 
 
 def library() -> ctypes.CDLL:
-    """llama.cpp and ggml, whose functions xllamacpp's shared object exports."""
+    """ggml, whose functions xllamacpp's shared object exports."""
     return ctypes.CDLL(xllamacpp.xllamacpp.__file__)
 
 
@@ -215,7 +216,7 @@ class Parameters(ctypes.Structure):
 
 def llama_quantize(source, output, file_type: int) -> pathlib.Path:
     """What llama.cpp's own program llama-quantize makes of a file."""
-    llama = library()
+    llama = ctypes.CDLL(str(LLAMA))
     llama.llama_model_quantize_default_params.restype = Parameters
     params = llama.llama_model_quantize_default_params()
     params.threads, params.file_type = 2, file_type

@@ -131,7 +131,7 @@ def test_compare_inspect_and_validate_read_them(preset, files, tmp_path):
     compared = compare(files["wide", "bf16"], tmp_path / "q.gguf")
     assert compared["only"] == [[], []]
     lossy = {d["name"]: d["sqnr_db"] for d in compared["differences"] if d["sqnr_db"] != 999}
-    reported = {e["name"]: pytest.approx(e["sqnr_db"], abs=0.01) for e in report["tensors"] if "scheme" in e}
+    reported = {e["name"]: pytest.approx(e["sqnr_db"], abs=0.01) for e in report["tensors"] if "sqnr_db" in e}
     assert len(lossy) == 30 and lossy == reported
     monoquant("validate", tmp_path / "q.gguf")
     assert "output.weight" in monoquant("inspect", tmp_path / "q.gguf")
