@@ -1,4 +1,4 @@
-"""GPTQ's and AWQ's bytes, written and read in numpy as those formats are described: no code of a loader, none of monoquant.
+"""GPTQ's and AWQ's bytes, written and read in numpy as those formats are described: nobody else's code.
 
 Codes and zero points are unsigned; matrices are [O, I], and [O, G] with G groups a row, as in compressed-tensors.
 """

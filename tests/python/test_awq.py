@@ -1,4 +1,4 @@
-"""AWQ directories (4 bit, GEMM): the bytes as an independent decoder reads them, and the logits that gptqmodel computes.
+"""AWQ directories (4 bit, GEMM): the bytes as an independent decoder reads them, and what gptqmodel computes.
 
 As in test_gptq; gptqmodel's decoding here is its `dequantize_gemm`, which is AutoAWQ's.
 """

@@ -1,4 +1,4 @@
-"""`monoquant convert` changes where codes, zero points and scales lie, and nothing else; what it cannot keep, it refuses."""
+"""`monoquant convert` changes where codes, zero points and scales lie, nothing else; what it cannot keep, it refuses."""
 
 import json
 

@@ -2,10 +2,12 @@
 
 import filecmp
 import json
+import subprocess
 
 import pytest
 import torch
-from helpers import TINY_LLAMA, compare, dequantize, monoquant, quantize, refused, tensors
+from helpers import BINARY, TINY_LLAMA, compare, dequantize, metadata, monoquant, quantize, refused, tensors
+from safetensors.torch import save_file
 
 LAYOUTS = ["compressed-tensors", "gptq", "awq"]
 SCHEMES = {
@@ -44,17 +46,11 @@ def test_inspect_and_validate_read_it(layout, tmp_path):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_validate_finds_a_missing_part(layout, tmp_path):
-    from safetensors.torch import save_file
-
     quantize(TINY_LLAMA, tmp_path / "q", "--bits", 4, "--format", layout)
     stored = tensors(tmp_path / "q")
     part = next(name for name in stored if name.endswith("scale" if layout == "compressed-tensors" else "scales"))
     del stored[part]
     save_file(stored, tmp_path / "q" / "model.safetensors", {"format": "pt"})
-    import subprocess
-
-    from helpers import BINARY
-
     done = subprocess.run([BINARY, "validate", tmp_path / "q"], capture_output=True, text=True)
     assert done.returncode != 0
     assert part.rsplit(".", 1)[0] in done.stdout + done.stderr
@@ -62,8 +58,6 @@ def test_validate_finds_a_missing_part(layout, tmp_path):
 
 @pytest.mark.parametrize("layout", ["gptq", "awq"])
 def test_the_recipe_is_in_the_file(layout, tmp_path):
-    from helpers import metadata
-
     quantize(TINY_LLAMA, tmp_path / "q", "--bits", 4, "--format", layout)
     assert json.loads(metadata(tmp_path / "q" / "model.safetensors")["monoquant"])["format"] == layout
 

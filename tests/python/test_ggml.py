@@ -83,10 +83,27 @@ def matrices() -> dict[str, np.ndarray]:
     scattered = plain * np.exp2(random.uniform(-12, 0, (64, 1024))).astype(np.float32)
     zeros = plain.copy()
     zeros[:, 256:512] = 0
-    return dict(plain=plain, outliers=outliers, shifted=shifted, laplace=laplace, sparse=sparse, scattered=scattered, zeros=zeros)
+    return {
+        "plain": plain,
+        "outliers": outliers,
+        "shifted": shifted,
+        "laplace": laplace,
+        "sparse": sparse,
+        "scattered": scattered,
+        "zeros": zeros,
+    }
 
 
-@pytest.mark.parametrize("preset, kind", [("q4_k_s", Kind.Q4_K), ("q6_k", Kind.Q6_K), ("q8_0", Kind.Q8_0), ("q4_0", Kind.Q4_0), ("q4_1", Kind.Q4_1)])
+@pytest.mark.parametrize(
+    "preset, kind",
+    [
+        ("q8_0", Kind.Q8_0),
+        ("q4_0", Kind.Q4_0),
+        ("q4_1", Kind.Q4_1),
+        ("q4_k_s", Kind.Q4_K),
+        ("q6_k", Kind.Q6_K),
+    ],
+)
 def test_hard_matrices(preset, kind, tmp_path):
     writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "llama")
     writer.add_block_count(1)

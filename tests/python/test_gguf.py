@@ -1,7 +1,7 @@
 """GGUF models: gguf-py reads the same blocks that it would write, and llama.cpp computes with them.
 
-tiny-llama's rows are no whole K-quant blocks, so a wider random model stands beside it. Log-probabilities of llama.cpp
-on the F32 file equal transformers' on the original (the file that the tests write is right, and so is the way they ask).
+tiny-llama's rows are no whole blocks of K-quants, so a wider random model stands beside it. llama.cpp's
+log-probabilities on the F32 file are transformers' on the original: the file that the tests write is right.
 """
 
 import gguf
