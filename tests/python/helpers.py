@@ -47,6 +47,18 @@ def dequantize(model, output, *options) -> pathlib.Path:
     return pathlib.Path(output)
 
 
+def convert(model, output, layout: str, *options) -> pathlib.Path:
+    monoquant("convert", "--quiet", "-m", model, "-o", output, "--format", layout, *options)
+    return pathlib.Path(output)
+
+
+def refused(*args) -> str:
+    """What the binary says when it refuses its input, before anything is written."""
+    done = subprocess.run([BINARY, *map(str, args)], capture_output=True, text=True)
+    assert done.returncode == 2, f"monoquant {' '.join(map(str, args))}\n{done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stderr
+
+
 def compare(a, b) -> dict:
     return json.loads(monoquant("compare", "--json", a, b))
 
