@@ -6,8 +6,9 @@
 //! 3. what the block stores: d as f16, in the upper half m or dmin;
 //! 4. and 5. what [`super::block_search`] found.
 //!
-//! Q4_0: d = mx / −8 of the first weight that is largest in magnitude. Q8_0: d = absmax / 127. Q4_1: d = (max − min) / 15,
-//! m = min. The codes of these use d before it is rounded to f16; a d below the f32 normals counts as zero.
+//! Q4_0: d = mx / −8 of the first weight that is largest in magnitude (−0 for zeros, as in llama.cpp). Q8_0: d = absmax /
+//! 127. Q4_1: d = (max − min) / 15, m = min. The codes of these use d before it is rounded to f16; a d below the f32
+//! normals counts as zero.
 //!
 //! Q4_K and Q6_K: d and dmin are the smallest f16 that let the largest step be stored as 63 (Q6_K: −128), the largest low
 //! as 63. Each group then takes the stored integers, of 16 pairs around those that the search would like, whose squared
