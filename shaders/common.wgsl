@@ -13,6 +13,13 @@ const INFINITY: u32 = 0x7f800000u;
 const MIN_NORMAL: u32 = 0x00800000u;
 const MIN_SCALE: u32 = 0x01000000u;   // 2^-125
 const MIN_SEARCH: u32 = 0x0d800000u;  // 2^-100
+const MAX_BLOCK: u32 = 0x71800000u;   // 2^100: no block holds such weights, as its scales are f16
+const Q4_0: u32 = 0u;                 // types of blocks
+const Q4_1: u32 = 1u;
+const Q8_0: u32 = 2u;
+const Q4_K: u32 = 3u;
+const Q6_K: u32 = 4u;
+const TRIES: u32 = 16u;               // scales that a search in a group of a block tries at once
 
 override INPUT_DTYPE: u32 = 2u;
 override LANES: u32 = 1u;             // threads that share a chunk: a power of two, at most WORKGROUP
@@ -39,6 +46,8 @@ struct TileParams {
   both_signs: u32,      // whether the search tries negative scales
   tallies: u32,         // tables of error sums a group
   saturate: u32,        // whether convert and dequantize clamp what overflows
+  block: u32,           // type of the blocks
+  zero: u32,            // 0, which no compiler knows
 }
 
 @group(0) @binding(0) var<uniform> params: TileParams;
@@ -76,8 +85,14 @@ fn weights_of(word: u32) -> vec2<u32> {
   return vec2<u32>(flush(word << 16u), flush(word & 0xffff0000u));
 }
 
+// x, by a way that no compiler can look through: what is computed from it stays a step of its own.
+fn opaque(x: u32) -> f32 { return bitcast<f32>(x ^ params.zero); }
+
 // Orders the bits of floats as the floats are ordered; ordered(-x) == ~ordered(x).
 fn ordered(x: u32) -> u32 { return x ^ select(SIGN, 0xffffffffu, x >= SIGN); }
+
+// Inverse of ordered.
+fn unordered(x: u32) -> u32 { return select(~x, x ^ SIGN, x >= SIGN); }
 
 fn multiply(a: u32, b: u32) -> u32 { return bitcast<u32>(bitcast<f32>(a) * bitcast<f32>(b)); }
 
@@ -210,4 +225,46 @@ fn converted(x: u32) -> u32 {
   if ((widen(narrowed, params.output_dtype) & MAGNITUDE) < INFINITY) { return narrowed; }
   atomicAdd(&counts[0], 1u);
   return narrowed - params.saturate;   // the largest finite value lies just below infinity, on either side of zero
+}
+
+// Weights and bytes a block.
+fn block_len() -> u32 { return select(32u, 256u, params.block >= Q4_K); }
+fn block_bytes() -> u32 {
+  switch (params.block) {
+    case Q4_0: { return 18u; }
+    case Q4_1: { return 20u; }
+    case Q8_0: { return 34u; }
+    case Q4_K: { return 144u; }
+    default: { return 210u; }
+  }
+}
+
+// Code of a weight in a block whose step has this inverse, after `offset` was taken off the weight where the type has one.
+// Halves go up for Q4_0 and Q4_1, else away from zero. An inverse of 0 makes every code 0.
+fn block_code(x: u32, inverse: u32, offset: u32) -> i32 {
+  if (inverse == 0u) { return 0; }
+  // the float sums of the reference, which round
+  if (params.block == Q4_0) { return min(i32(opaque(multiply(x, inverse)) + 8.5), 15) - 8; }
+  var y = x;
+  if (params.block != Q8_0 && params.block != Q6_K) { y = flush(bitcast<u32>(bitcast<f32>(x) - bitcast<f32>(offset))); }
+  if (params.block == Q4_1) { return min(i32(opaque(multiply(y, inverse)) + 0.5), 15); }
+  let negative = ((y ^ inverse) & SIGN) != 0u;
+  let product = min(multiply(y & MAGNITUDE, inverse & MAGNITUDE), 0x437f0000u);   // 255
+  let k = u32(bitcast<f32>(product));
+  let magnitude = i32(k + u32(product >= bitcast<u32>(f32(k) + 0.5)));
+  return clamp(select(magnitude, -magnitude, negative), params.qmin, params.qmax);
+}
+
+// The real quotient in 1/256, halves up. The quotient lies below 2^23, the denominator below 2^20; neither is negative.
+fn fixed_quotient(numerator: i32, denominator: i32) -> i32 {
+  let whole = numerator / denominator;
+  return (whole << 8u) + (((numerator - whole * denominator) << 9u) + denominator) / (2 * denominator);
+}
+
+// Squared error of a weight x that is decoded as (code * step - low) / 256; inverse is about 1 / step.
+fn code_error(x: i32, step: i32, low: i32, inverse: f32) -> u32 {
+  let y = (x << 8u) + low;
+  let code = clamp(i32(round(f32(y) * inverse)), params.qmin, params.qmax);
+  let difference = min(abs((y - code * step + 128) >> 8u), 8191);
+  return u32(difference * difference);
 }

@@ -50,6 +50,11 @@ impl Block {
         self.row().2
     }
 
+    /// Bytes of so many weights, which fill whole blocks.
+    pub fn bytes_for(self, weights: u64) -> u64 {
+        weights / self.len() as u64 * self.bytes() as u64
+    }
+
     /// Weights that share a scale.
     pub fn group_len(self) -> usize {
         self.row().3

@@ -1,9 +1,11 @@
 //! Quantized checkpoints in: which tensors make up a layer, and what its codes stand for.
 
+pub mod blocks;
 mod codes;
 mod compressed;
 mod words;
 
+pub use blocks::BlockLayer;
 pub use codes::{Incoming, code_offset, packed_rows};
 
 use crate::{
@@ -61,6 +63,8 @@ pub struct Origin {
 pub struct Layers {
     /// The layers, in reading order.
     pub coded: Vec<CodedLayer>,
+    /// Tensors of GGUF blocks, in the order of the file.
+    pub blocks: Vec<BlockLayer>,
     /// Tensors that belong to no layer.
     pub rest: Vec<usize>,
     /// Scales of inputs and outputs: without use when weights are floats.
@@ -71,6 +75,9 @@ pub struct Layers {
 
 /// Finds the layers of a checkpoint, and refuses layouts that are not read.
 pub fn layers(checkpoint: &Checkpoint, source: &Source) -> Result<Layers> {
+    if checkpoint.gguf().is_some() {
+        return Ok(blocks::layers(checkpoint));
+    }
     let tensors = infos(checkpoint);
     refuse_other_methods(checkpoint)?;
     let by_name: HashMap<&str, usize> =
@@ -238,19 +245,6 @@ fn origins(checkpoint: &Checkpoint) -> Result<HashMap<String, Origin>> {
     match ours.get("restore") {
         Some(restore) => HashMap::deserialize(restore).map_err(bad),
         None => Ok(HashMap::new()),
-    }
-}
-
-/// What a config group is for: module names, `re:` patterns, class names.
-pub fn targets(group: &Value) -> impl Iterator<Item = &str> {
-    group.get("targets").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
-}
-
-/// Whether a target names this module; patterns are matched from the start. Class names are not looked at.
-pub fn target_matches(target: &str, module: &str) -> bool {
-    match target.strip_prefix("re:") {
-        Some(pattern) => regex::Regex::new(&format!("^(?:{pattern})")).is_ok_and(|r| r.is_match(module)),
-        None => target == module,
     }
 }
 

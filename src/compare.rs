@@ -1,7 +1,7 @@
 //! Two checkpoints side by side: SQNR, largest error and size, layer by layer. Either may be quantized.
 
 use crate::{
-    coded::{CodedLayer, Origin, decode_rows, layers, qparams},
+    coded::{BlockLayer, CodedLayer, Origin, blocks, decode_rows, layers, qparams},
     error::{Error, Result},
     inspect,
     plan::Layout,
@@ -69,6 +69,16 @@ struct Side {
 enum Weight {
     Stored(usize, Option<Origin>),
     Coded(Box<CodedLayer>, (Vec<u32>, Vec<i32>)),
+    Blocks(BlockLayer),
+}
+
+impl Weight {
+    fn blocks(&self) -> Option<&BlockLayer> {
+        match self {
+            Weight::Blocks(layer) => Some(layer),
+            _ => None,
+        }
+    }
 }
 
 impl Side {
@@ -88,6 +98,10 @@ impl Side {
             names.push(layer.name.clone());
             weights.insert(layer.name.clone(), Weight::Coded(Box::new(layer), parameters));
         }
+        for layer in found.blocks {
+            names.push(layer.name.clone());
+            weights.insert(layer.name.clone(), Weight::Blocks(layer));
+        }
         Ok(Side { tensors, source, weights, names, tied: checkpoint.tied().clone() })
     }
 
@@ -106,6 +120,7 @@ impl Side {
     fn bytes(&self, weight: &Weight) -> u64 {
         match weight {
             Weight::Stored(i, _) => self.tensors[*i].bytes(),
+            Weight::Blocks(layer) => self.tensors[layer.tensor].bytes(),
             Weight::Coded(layer, _) => layer.parts.iter().map(|&i| self.tensors[i].bytes()).sum(),
         }
     }
@@ -113,6 +128,7 @@ impl Side {
     fn shape<'a>(&'a self, weight: &'a Weight) -> &'a [usize] {
         match weight {
             Weight::Stored(i, _) => &self.tensors[*i].shape,
+            Weight::Blocks(layer) => &layer.shape,
             Weight::Coded(layer, _) => &layer.shape,
         }
     }
@@ -120,6 +136,7 @@ impl Side {
     fn kind(&self, weight: &Weight) -> String {
         match weight {
             Weight::Stored(i, _) => self.tensors[*i].dtype.to_string(),
+            Weight::Blocks(layer) => layer.block.to_string(),
             Weight::Coded(layer, _) => inspect::describe(layer),
         }
     }
@@ -127,13 +144,14 @@ impl Side {
     fn float(&self, weight: &Weight) -> Option<Float> {
         match weight {
             Weight::Stored(i, _) => self.tensors[*i].dtype.float(),
-            Weight::Coded(..) => Some(Float::F32),
+            Weight::Coded(..) | Weight::Blocks(_) => Some(Float::F32),
         }
     }
 
     /// Some rows of a weight; `view` is where they lie in a stored tensor.
     fn rows(&self, weight: &Weight, view: &View, piece: Piece) -> Result<Vec<f32>> {
         match weight {
+            Weight::Blocks(layer) => blocks::decode(&self.source, layer, view.cols, piece),
             Weight::Coded(layer, parameters) => decode_rows(&self.source, layer, parameters, piece),
             Weight::Stored(i, _) => {
                 let float = self.tensors[*i].dtype.float().unwrap_or(Float::F32);
@@ -239,6 +257,7 @@ fn partner(sides: &[Side; 2], name: &str) -> Option<(String, Option<[View; 2]>)>
     let origin = match other {
         Weight::Stored(_, origin) => origin.as_ref(),
         Weight::Coded(layer, _) => layer.origin.as_ref(),
+        Weight::Blocks(_) => None,
     };
     if let Some(origin) = origin
         && let Some(Weight::Stored(i, None)) = sides[0].weights.get(&origin.source)
@@ -251,8 +270,10 @@ fn partner(sides: &[Side; 2], name: &str) -> Option<(String, Option<[View; 2]>)>
     }
     let first = sides[0].weights.get(name)?;
     let shape = sides[0].shape(first);
-    let rows = shape.first().copied().unwrap_or(1);
-    let cols = shape.iter().skip(1).product();
+    let (rows, cols) = match [first, other].into_iter().find_map(Weight::blocks) {
+        Some(layer) => (layer.rows(), layer.cols()),
+        None => (shape.first().copied().unwrap_or(1), shape.iter().skip(1).product()),
+    };
     let same = shape == sides[1].shape(other);
     Some((name.to_owned(), same.then(|| [View::contiguous(rows, cols); 2])))
 }
@@ -284,7 +305,7 @@ fn difference(sides: &[Side; 2], weights: [&Weight; 2], views: &[View; 2]) -> Re
     // whole rows, as a group of a coded layer may not be cut
     let coded = weights.iter().filter_map(|weight| match weight {
         Weight::Coded(layer, _) => Some(layer.coded.layout),
-        Weight::Stored(..) => None,
+        Weight::Stored(..) | Weight::Blocks(_) => None,
     });
     // rows that lie across words are read together
     let across = coded.into_iter().any(|layout| matches!(layout, Layout::Gptq { .. } | Layout::Awq));

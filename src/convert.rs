@@ -63,6 +63,12 @@ fn plan(
     formats: &[&'static dyn OutputFormat],
     max_shard_size: Option<u64>,
 ) -> Result<Plan> {
+    if checkpoint.gguf().is_some() {
+        return Err(Error::refused(
+            "a GGUF model: its tensors have names and an order of rows of their own, which loaders of these layouts do \
+             not know; quantize the model that it was made from",
+        ));
+    }
     let source = checkpoint.source()?;
     let Layers { coded, rest, activations, .. } = layers(checkpoint, &source)?;
     if coded.is_empty() {

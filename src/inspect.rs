@@ -107,6 +107,18 @@ pub fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<Inspection> {
         };
         items.push((layer.codes, item));
     }
+    for layer in found.iter().flat_map(|f| &f.blocks) {
+        parameters += layer.elements();
+        in_layer.insert(layer.tensor);
+        let item = Item {
+            name: layer.name.clone(),
+            kind: layer.block.to_string(),
+            shape: layer.shape.clone(),
+            bytes: tensors[layer.tensor].bytes(),
+            scheme: None,
+        };
+        items.push((layer.tensor, item));
+    }
     for (i, info) in tensors.iter().enumerate().filter(|(i, _)| !in_layer.contains(i)) {
         if info.dtype.is_float() {
             parameters += info.elements();
@@ -132,6 +144,10 @@ pub fn inspect_checkpoint(checkpoint: &Checkpoint) -> Result<Inspection> {
     let recipe =
         ours.and_then(|text| serde_json::from_str::<Value>(text).ok()).and_then(|v| v.get("recipe").cloned());
     let mut notes = checkpoint.notes().to_vec();
+    notes.extend(checkpoint.gguf().map(|keys| {
+        let architecture = keys.text("general.architecture").unwrap_or("an unknown model");
+        format!("GGUF of {architecture}, {} key-values", keys.len())
+    }));
     notes.extend(checkpoint.tied().iter().map(|(other, name)| format!("{other} is the same as {name}")));
     Ok(Inspection {
         notes,

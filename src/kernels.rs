@@ -14,6 +14,12 @@
 //! 6. x̂ = RN((code − zero_point) · scale).
 
 pub mod arithmetic;
+pub mod block_dequantize;
+pub mod block_error;
+pub mod block_pack;
+pub mod block_scales;
+pub mod block_search;
+pub mod blocks;
 pub mod cases;
 pub mod clip_range;
 pub mod convert;
@@ -26,6 +32,7 @@ pub mod quantize_pack;
 pub mod search;
 
 use crate::tensor::Float;
+pub use blocks::block_steps;
 
 /// Threads a workgroup, in every kernel.
 pub const WORKGROUP: u32 = 64;
@@ -44,9 +51,16 @@ pub mod bits {
     pub const MIN_NORMAL: u32 = 0x0080_0000;
     pub const MIN_SCALE: u32 = 0x0100_0000;
     pub const MIN_SEARCH: u32 = 0x0d80_0000;
+    pub const MAX_BLOCK: u32 = 0x7180_0000;
+    pub const Q4_0: u32 = 0;
+    pub const Q4_1: u32 = 1;
+    pub const Q8_0: u32 = 2;
+    pub const Q4_K: u32 = 3;
+    pub const Q6_K: u32 = 4;
+    pub const TRIES: u32 = 16;
 
     /// Names and values, for the comparison with common.wgsl.
-    pub const NAMED: [(&str, u32); 10] = [
+    pub const NAMED: [(&str, u32); 17] = [
         ("WORKGROUP", super::WORKGROUP),
         ("F32", F32),
         ("F16", F16),
@@ -57,6 +71,13 @@ pub mod bits {
         ("MIN_NORMAL", MIN_NORMAL),
         ("MIN_SCALE", MIN_SCALE),
         ("MIN_SEARCH", MIN_SEARCH),
+        ("MAX_BLOCK", MAX_BLOCK),
+        ("Q4_0", Q4_0),
+        ("Q4_1", Q4_1),
+        ("Q8_0", Q8_0),
+        ("Q4_K", Q4_K),
+        ("Q6_K", Q6_K),
+        ("TRIES", TRIES),
     ];
 }
 
@@ -86,10 +107,12 @@ pub struct TileParams {
     pub both_signs: u32,
     pub tallies: u32,
     pub saturate: u32,
+    pub block: u32,
+    pub zero: u32,
 }
 
 /// Names of the fields of [`TileParams`], in order; every one is four bytes.
-pub const PARAM_NAMES: [&str; 21] = [
+pub const PARAM_NAMES: [&str; 23] = [
     "input_dtype",
     "output_dtype",
     "scale_dtype",
@@ -111,6 +134,8 @@ pub const PARAM_NAMES: [&str; 21] = [
     "both_signs",
     "tallies",
     "saturate",
+    "block",
+    "zero",
 ];
 
 impl TileParams {
@@ -362,7 +387,7 @@ impl PartialEq for Kernel {
 }
 
 /// Every kernel.
-pub const ALL: [&Kernel; 9] = [
+pub const ALL: [&Kernel; 14] = [
     &minmax::KERNEL,
     &histogram::KERNEL,
     &clip_range::KERNEL,
@@ -372,6 +397,11 @@ pub const ALL: [&Kernel; 9] = [
     &error::KERNEL,
     &dequantize::KERNEL,
     &convert::KERNEL,
+    &block_search::KERNEL,
+    &block_scales::KERNEL,
+    &block_pack::KERNEL,
+    &block_error::KERNEL,
+    &block_dequantize::KERNEL,
 ];
 
 /// How threads work as teams; chosen for an adapter, without effect on the bytes.

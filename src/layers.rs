@@ -19,6 +19,8 @@ pub fn choose(recipe: &Recipe, tensors: &[TensorInfo], config: Option<&Value>) -
     let base = match recipe.method {
         Method::Quantize(scheme) => scheme,
         Method::Cast(to) => return tensors.iter().map(|t| cast(recipe, t, to)).collect(),
+        // of GGUF models, whose plan is another
+        Method::Blocks(_) => return vec![Choice::Keep { reason: Reason::NotAWeight }; tensors.len()],
     };
     let facts = Facts::new(config, tensors);
     let chooser = Chooser { recipe, base, facts: &facts };
@@ -82,7 +84,7 @@ fn cast(recipe: &Recipe, tensor: &TensorInfo, to: Float) -> Choice {
     reason.map_or(Choice::Cast, |reason| Choice::Keep { reason })
 }
 
-fn filtered(recipe: &Recipe, names: &[&str]) -> Option<Reason> {
+pub(crate) fn filtered(recipe: &Recipe, names: &[&str]) -> Option<Reason> {
     let matches = |pattern: &&Regex| names.iter().any(|name| pattern.is_match(name));
     if let Some(pattern) = recipe.exclude.iter().find(matches) {
         return Some(Reason::Excluded(pattern.to_string()));
@@ -91,7 +93,7 @@ fn filtered(recipe: &Recipe, names: &[&str]) -> Option<Reason> {
     (!included).then_some(Reason::NotIncluded)
 }
 
-fn small(recipe: &Recipe, weights: u64) -> Option<Reason> {
+pub(crate) fn small(recipe: &Recipe, weights: u64) -> Option<Reason> {
     let min = recipe.min_params;
     (weights < min).then_some(Reason::Small { min, weights })
 }

@@ -18,6 +18,7 @@ pub mod histograms;
 pub mod inspect;
 pub mod kernels;
 pub mod layers;
+pub mod mixtures;
 mod names;
 pub mod observer;
 pub mod overrides;

@@ -5,6 +5,7 @@
 
 mod builder;
 mod config;
+pub mod gguf;
 mod layout;
 mod refusals;
 
@@ -16,6 +17,7 @@ use builder::{Builder, StoredPart};
 use refusals::{already_quantized, duplicates};
 
 use crate::{
+    block::Block,
     calibration::InputQParams,
     error::{Error, Result},
     formats::{OutputFormat, Part, Quantized},
@@ -72,6 +74,10 @@ pub enum Work {
     Dequantize(usize),
     /// The same codes in another layout (planned by [`crate::convert`]).
     Repack(usize, Grid),
+    /// GGUF blocks.
+    QuantizeBlocks(Block),
+    /// Floats from GGUF blocks.
+    DequantizeBlocks(Block, Float),
 }
 
 /// How the codes of a layer lie in a file.
@@ -202,6 +208,8 @@ pub struct Plan {
     pub rows: Vec<Row>,
     /// What goes beside them.
     pub folders: Vec<Folder>,
+    /// What `general.file_type` of a GGUF file shall say.
+    pub file_type: Option<u32>,
     /// What the user should know before it runs: loaders that refuse the result, patterns without a match, changes.
     pub notes: Vec<String>,
 }
@@ -228,6 +236,9 @@ pub fn plan(
     request: &Request,
     non_finite: &NonFinite,
 ) -> Result<Plan> {
+    if matches!(request.recipe.method, Method::Blocks(_)) {
+        return Err(Error::refused(gguf::needs_gguf(&request.recipe.preset)));
+    }
     let mut problems = already_quantized(tensors, config);
     if !problems.is_empty() {
         return Err(Error::Refused(problems));
@@ -251,12 +262,12 @@ pub fn plan(
     problems.append(&mut builder.problems);
     let layers: Vec<&Layer> = builder.stored.iter().filter_map(|s| s.layer.as_ref()).collect();
     let nothing = match recipe.method {
-        Method::Quantize(_) => layers.is_empty(),
+        Method::Quantize(_) | Method::Blocks(_) => layers.is_empty(),
         Method::Cast(_) => !builder.plan.jobs.iter().any(|j| matches!(j.work, Work::Cast(_))),
     };
     if nothing && problems.is_empty() {
         problems.push(match recipe.method {
-            Method::Quantize(_) => {
+            Method::Quantize(_) | Method::Blocks(_) => {
                 "no layer is left to quantize; --dry-run lists why each tensor is kept, and \
                  --include, --layer-types and --min-params choose others"
                     .into()

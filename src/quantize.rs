@@ -1,13 +1,15 @@
 //! From a checkpoint to a checkpoint: open, plan, read → backend → format → write, report.
 
+mod gguf;
+
 use crate::{
     device::{self, Device},
     error::{Error, Result},
     formats,
     gpu::GpuOptions,
     plan::{self, NonFinite, Plan, Request, Work},
-    reader::Checkpoint,
-    recipe::{Choice, choose},
+    reader::{Checkpoint, gguf::shard_name},
+    recipe::Choice,
     report::{Entry, Report, Squares, warnings},
     stream::{JobResult, Stream, count_not_finite},
     tensor::TensorInfo,
@@ -81,6 +83,7 @@ pub fn prepare(
     settings: &Settings,
 ) -> Result<Prepared> {
     let checkpoint = Checkpoint::open(model)?;
+    let request = &gguf::adapted(request, &checkpoint)?;
     let destination = destination(&checkpoint, settings, &request.recipe.preset);
     prepare_checkpoint(checkpoint, request, on_non_finite, settings, destination)
 }
@@ -93,15 +96,8 @@ pub fn prepare_checkpoint(
     settings: &Settings,
     destination: Destination,
 ) -> Result<Prepared> {
+    let request = &gguf::adapted(request, &checkpoint)?;
     let tensors = infos(&checkpoint);
-    let mut non_finite = NonFinite::new();
-    if on_non_finite == OnNonFinite::Keep {
-        let source = checkpoint.source()?;
-        let choices = choose(&request.recipe, &tensors, checkpoint.config());
-        for (i, _) in choices.iter().enumerate().filter(|(_, c)| touches(c)) {
-            non_finite.extend(count_not_finite(&source, i, &tensors[i])?.map(|found| (i, found)));
-        }
-    }
     let max_shard_size = match destination {
         Destination::Directory(_) => request.max_shard_size,
         Destination::File(_) | Destination::Memory(_) => None,
@@ -112,7 +108,21 @@ pub fn prepare_checkpoint(
         max_shard_size,
         ..*request
     };
-    let planned = plan::plan(&tensors, checkpoint.config(), &request, &non_finite);
+    let plan = |non_finite: &NonFinite| match checkpoint.gguf() {
+        Some(keys) => plan::gguf::plan(checkpoint.tensors(), keys, &request, non_finite),
+        None => plan::plan(&tensors, checkpoint.config(), &request, non_finite),
+    };
+    let mut planned = plan(&NonFinite::new());
+    if on_non_finite == OnNonFinite::Keep {
+        let source = checkpoint.source()?;
+        let mut non_finite = NonFinite::new();
+        for i in gguf::touched(&checkpoint, &tensors, &request, &planned) {
+            non_finite.extend(count_not_finite(&source, i, &tensors[i])?.map(|found| (i, found)));
+        }
+        if !non_finite.is_empty() {
+            planned = plan(&non_finite);
+        }
+    }
     finish_preparing(checkpoint, tensors, planned, destination, settings, request.saturate)
 }
 
@@ -137,6 +147,7 @@ pub(crate) fn finish_preparing(
                     destination.path().display()
                 ));
             }
+            foreign.extend(gguf::set_keys(&mut plan, &checkpoint, &destination));
             (foreign.is_empty().then_some(plan), foreign)
         }
         Err(Error::Refused(problems)) => (None, problems),
@@ -179,7 +190,8 @@ pub(crate) fn finish_preparing(
     let mut plan = plan;
     if let Some(plan) = &mut plan {
         plan.notes.extend(left_overs(path));
-        if checkpoint.is_directory() && matches!(destination, Destination::File(_)) {
+        let stays_behind = checkpoint.is_directory() && destination.container() != Container::Gguf;
+        if stays_behind && matches!(destination, Destination::File(_)) {
             plan.notes.push("a single file holds tensors and recipe only: config.json, tokenizer and all else stay behind".into());
         }
     }
@@ -263,7 +275,12 @@ pub(crate) fn destination(checkpoint: &Checkpoint, settings: &Settings, suffix: 
             };
             let name =
                 |name: Option<&std::ffi::OsStr>| name.unwrap_or_default().to_string_lossy().into_owned();
-            if checkpoint.is_directory() {
+            if checkpoint.gguf().is_some() {
+                let stem = if checkpoint.is_directory() { named.file_name() } else { named.file_stem() };
+                // a split model becomes one file
+                let stem = shard_name(&named).map_or_else(|| name(stem), |(name, ..)| name.to_owned());
+                named.with_file_name(format!("{stem}-{suffix}.gguf"))
+            } else if checkpoint.is_directory() {
                 named.with_file_name(format!("{}-{suffix}", name(named.file_name())))
             } else {
                 let result = format!("{}-{suffix}.{}", name(named.file_stem()), name(named.extension()));
@@ -281,7 +298,7 @@ pub(crate) fn destination(checkpoint: &Checkpoint, settings: &Settings, suffix: 
 /// Bytes of input that a plan reads, for a progress bar.
 pub fn work_bytes(prepared: &Prepared) -> u64 {
     let size = |job: &plan::Job| match job.work {
-        Work::Dequantize(_) => prepared.tensors[job.source].bytes(),
+        Work::Dequantize(_) | Work::DequantizeBlocks(..) => prepared.tensors[job.source].bytes(),
         _ => job.view.elements() * prepared.tensors[job.source].dtype.size() as u64,
     };
     prepared.plan.jobs.iter().map(size).sum()
@@ -379,7 +396,7 @@ fn report(prepared: &Prepared, results: &[JobResult], device: &Device, start: In
     let mut total = Squares::default();
     for (job, result) in plan.jobs.iter().zip(results) {
         let entry = &mut entries[job.row];
-        if let Work::Quantize(_) = job.work {
+        if let Work::Quantize(_) | Work::QuantizeBlocks(_) = job.work {
             // of several grids, the worst
             let worst = result.squares.iter().copied().min_by(|a, b| a.sqnr_db().total_cmp(&b.sqnr_db()));
             let squares = worst.unwrap_or_default();

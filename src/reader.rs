@@ -5,11 +5,13 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::block::Block;
 use crate::error::{Error, Result};
 use crate::tensor::TensorInfo;
 
 mod dims;
 pub(crate) mod directory;
+pub mod gguf;
 pub(crate) mod handles;
 pub(crate) mod json;
 pub mod memory;
@@ -24,8 +26,8 @@ mod torch;
 pub use source::Source;
 
 /// What [`Checkpoint::open`] accepts, for messages.
-const ACCEPTED: &str = "accepted: a .safetensors file, a checkpoint of torch (.pt, .pth, .bin, .ckpt), or a directory \
-                        with one, or with the index of several";
+const ACCEPTED: &str = "accepted: a .safetensors file, a checkpoint of torch (.pt, .pth, .bin, .ckpt), a .gguf file, or a \
+                        directory with one, or with the index of several";
 /// Prefixes that wrappers put before every name: DataParallel, torch.compile.
 const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
 /// Wrappers in wrappers.
@@ -48,6 +50,7 @@ pub struct Checkpoint {
     notes: Vec<String>,
     companions: Vec<PathBuf>,
     left_out: Vec<(PathBuf, String)>,
+    gguf: Option<gguf::Keys>,
 }
 
 /// A tensor and the place of its bytes.
@@ -61,6 +64,20 @@ pub struct StoredTensor {
     pub start: u64,
     /// Distances of neighbours along each dimension, in elements, if the tensor is not contiguous.
     pub strides: Option<Vec<u64>>,
+    /// The type of its blocks, if it is a quantized one of GGUF. It then counts bytes: its dtype is U8, and the last
+    /// dimension the bytes of a row.
+    pub block: Option<Block>,
+}
+
+impl StoredTensor {
+    /// The dimensions in weights.
+    pub fn shape(&self) -> Vec<usize> {
+        let mut shape = self.info.shape.clone();
+        if let (Some(block), Some(row)) = (self.block, shape.last_mut()) {
+            *row = *row / block.bytes() * block.len();
+        }
+        shape
+    }
 }
 
 /// What the header of one file says, whatever its format.
@@ -73,6 +90,10 @@ struct Header {
     metadata: BTreeMap<String, String>,
     /// What was taken from where, and what was left.
     notes: Vec<String>,
+    /// By name, the tensors of blocks.
+    blocks: HashMap<String, Block>,
+    /// Of a GGUF file.
+    gguf: Option<gguf::Keys>,
 }
 
 impl Checkpoint {
@@ -96,7 +117,14 @@ impl Checkpoint {
             return Err(Error::format(path, format!("is neither a file nor a directory; {ACCEPTED}")));
         }
         let mut checkpoint = Self::empty(path, false);
-        checkpoint.add(path.to_owned(), None)?;
+        let header = read_header(path)?;
+        match header.gguf.as_ref().and_then(gguf::split) {
+            Some(split) => checkpoint.add_shards(gguf::shards(path, split)?)?,
+            None => checkpoint.take(path.to_owned(), header, None)?,
+        }
+        if checkpoint.gguf.is_some() {
+            return Ok(checkpoint);
+        }
         checkpoint.unwrap_names();
         let beside = path.with_file_name("config.json");
         if beside.is_file() {
@@ -115,12 +143,18 @@ impl Checkpoint {
         weights: directory::Weights,
     ) -> Result<Checkpoint> {
         let mut checkpoint = Self::empty(path, true);
-        for file in &weights.files {
-            let listed = weights.listed.as_ref().map(|l| (l.index.as_path(), &l.tensors[file]));
-            checkpoint.add(path.join(file), listed)?;
+        if weights.gguf {
+            checkpoint.add_shards(weights.files.iter().map(|file| path.join(file)).collect())?;
+        } else {
+            for file in &weights.files {
+                let listed = weights.listed.as_ref().map(|l| (l.index.as_path(), &l.tensors[file]));
+                let file = path.join(file);
+                let header = read_header(&file)?;
+                checkpoint.take(file, header, listed)?;
+            }
+            checkpoint.check_names()?;
+            checkpoint.unwrap_names();
         }
-        checkpoint.check_names()?;
-        checkpoint.unwrap_names();
         for (file, kind) in listing.files {
             let index = weights.listed.as_ref().is_some_and(|l| l.index == path.join(&file));
             if weights.files.contains(&file) || index || file == Path::new("config.json") {
@@ -133,6 +167,9 @@ impl Checkpoint {
         }
         checkpoint.left_out.extend(listing.skipped);
         checkpoint.left_out.sort();
+        if checkpoint.gguf.is_some() {
+            return Ok(checkpoint);
+        }
         let config = path.join("config.json");
         // `exists` would take a file that may not be read for one that is not there.
         if config.symlink_metadata().is_ok() {
@@ -154,12 +191,17 @@ impl Checkpoint {
             notes: Vec::new(),
             companions: Vec::new(),
             left_out: Vec::new(),
+            gguf: None,
         }
     }
 
-    /// Adds the tensors of a file: all, or those that the index names.
-    fn add(&mut self, path: PathBuf, listed: Option<(&Path, &HashSet<String>)>) -> Result<()> {
-        let mut header = read_header(&path)?;
+    /// Takes up the tensors of a file: all, or those that the index names.
+    fn take(
+        &mut self,
+        path: PathBuf,
+        mut header: Header,
+        listed: Option<(&Path, &HashSet<String>)>,
+    ) -> Result<()> {
         // Tensors may share a storage, so that together they may be larger than any file.
         let mut sizes = header.tensors.iter().map(|(info, ..)| info.bytes());
         let before: u64 = self.tensors.iter().map(|t| t.info.bytes()).sum();
@@ -173,7 +215,10 @@ impl Checkpoint {
         for (info, start, strides) in header.tensors {
             match listed {
                 Some((_, names)) if !names.contains(&info.name) => others.push(info.name),
-                _ => kept.push(StoredTensor { info, file: self.files.len(), start, strides }),
+                _ => {
+                    let block = header.blocks.remove(&info.name);
+                    kept.push(StoredTensor { info, file: self.files.len(), start, strides, block });
+                }
             }
         }
         header.tied.retain(|name, _| listed.is_none_or(|(_, names)| names.contains(name)));
@@ -199,6 +244,8 @@ impl Checkpoint {
             self.metadata.entry(key).or_insert(value);
         }
         self.tied.extend(header.tied);
+        // what all shards have in common is said by the first
+        self.gguf = self.gguf.take().or(header.gguf);
         for note in header.notes {
             if !self.notes.contains(&note) {
                 self.notes.push(note);
@@ -258,7 +305,7 @@ impl Checkpoint {
         self.is_directory
     }
 
-    /// The tensors, ordered by file and place.
+    /// The tensors, ordered by file, and by place or, of GGUF, as the file lists them.
     pub fn tensors(&self) -> &[StoredTensor] {
         &self.tensors
     }
@@ -266,6 +313,11 @@ impl Checkpoint {
     /// `config.json` of the directory, or the one beside the file, if there is one.
     pub fn config(&self) -> Option<&serde_json::Value> {
         self.config.as_ref()
+    }
+
+    /// The key-values of a GGUF model; of a split one, those of the first shard.
+    pub fn gguf(&self) -> Option<&gguf::Keys> {
+        self.gguf.as_ref()
     }
 
     /// The `__metadata__` of all files; where they differ, that of the first counts.
@@ -306,13 +358,17 @@ impl Checkpoint {
 
 /// Reads what a file says about itself. The name decides about safetensors, the content about all else.
 fn read_header(path: &Path) -> Result<Header> {
-    if has_extension(path, "safetensors") {
-        return safetensors::read_header(path);
-    }
     let file = fs::File::open(path).map_err(Error::io("open", path))?;
     let size = file.metadata().map_err(Error::io("read", path))?.len();
     let mut start = vec![0; size.min(512) as usize];
     handles::read_at(&file, 0, &mut start).map_err(Error::io("read", path))?;
+    // no safetensors file begins so: its header would take more than a gigabyte
+    if start.starts_with(gguf::MAGIC) {
+        return gguf::read_header(path, &file, size);
+    }
+    if has_extension(path, "safetensors") {
+        return safetensors::read_header(path);
+    }
     // before torch's old stream, whose first byte may be one of the length in front of the header
     if start.get(7..9) == Some(b"\0{") {
         return safetensors::read_header(path);

@@ -79,6 +79,8 @@ impl std::str::FromStr for LayerType {
 pub struct Recipe {
     /// Name of the preset that it started from.
     pub preset: String,
+    /// Whether a number of bits chose that preset: of a GGUF model it means another.
+    pub by_bits: bool,
     /// What happens to the chosen tensors.
     pub method: Method,
     /// If any: only names in which one of these is found are candidates, output heads and routers among them.
@@ -103,6 +105,7 @@ impl Recipe {
     pub fn new(preset: &Preset) -> Self {
         Recipe {
             preset: preset.name.to_owned(),
+            by_bits: false,
             method: preset.method,
             include: Vec::new(),
             exclude: Vec::new(),
@@ -127,6 +130,7 @@ impl Recipe {
                 json!({ "quantize": serde_json::to_value(scheme).unwrap_or(Value::Null) })
             }
             Method::Cast(float) => json!({ "cast": float.torch_name() }),
+            Method::Blocks(mixture) => json!({ "blocks": mixture }),
         };
         let mut recipe = json!({
             "preset": self.preset,

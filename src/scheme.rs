@@ -1,6 +1,6 @@
 //! Schemes: how weights become codes. A new integer scheme is one row of [`PRESETS`].
 
-use crate::{observer::Observer, tensor::Float};
+use crate::{block::Block, observer::Observer, tensor::Float};
 use serde::{Deserialize, Serialize};
 
 /// Which weights share a scale.
@@ -101,6 +101,45 @@ pub enum Method {
     Quantize(Scheme),
     /// Cast every float tensor.
     Cast(Float),
+    /// Quantize the weights of a GGUF model into blocks.
+    Blocks(Mixture),
+}
+
+/// A mixture of GGUF's block types, by the name that llama-quantize gives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, non_camel_case_types)]
+#[serde(rename_all = "lowercase")]
+pub enum Mixture {
+    Q4_0,
+    Q4_1,
+    Q8_0,
+    Q4_K_S,
+    Q4_K_M,
+    Q6_K,
+}
+
+impl Mixture {
+    /// What most tensors get, and the number for general.file_type.
+    fn row(self) -> (Block, u32) {
+        match self {
+            Mixture::Q4_0 => (Block::Q4_0, 2),
+            Mixture::Q4_1 => (Block::Q4_1, 3),
+            Mixture::Q8_0 => (Block::Q8_0, 7),
+            Mixture::Q4_K_S => (Block::Q4_K, 14),
+            Mixture::Q4_K_M => (Block::Q4_K, 15),
+            Mixture::Q6_K => (Block::Q6_K, 18),
+        }
+    }
+
+    /// What most weights become.
+    pub fn block(self) -> Block {
+        self.row().0
+    }
+
+    /// What `general.file_type` says.
+    pub fn file_type(self) -> u32 {
+        self.row().1
+    }
 }
 
 /// A named method.
@@ -163,9 +202,54 @@ pub const PRESETS: [Preset; 5] = [
     },
 ];
 
+/// Presets for GGUF models; there `--bits` selects among these, and those that cast.
+pub const BLOCK_PRESETS: [Preset; 6] = [
+    Preset {
+        name: "q8_0",
+        bits: Some(8),
+        about: "GGUF: int8 in blocks of 32",
+        method: Method::Blocks(Mixture::Q8_0),
+    },
+    Preset {
+        name: "q4_0",
+        bits: None,
+        about: "GGUF: int4 in blocks of 32, symmetric",
+        method: Method::Blocks(Mixture::Q4_0),
+    },
+    Preset {
+        name: "q4_1",
+        bits: None,
+        about: "GGUF: int4 in blocks of 32, with a minimum",
+        method: Method::Blocks(Mixture::Q4_1),
+    },
+    Preset {
+        name: "q4_k_s",
+        bits: None,
+        about: "GGUF: int4 in blocks of 256, some layers with more bits",
+        method: Method::Blocks(Mixture::Q4_K_S),
+    },
+    Preset {
+        name: "q4_k_m",
+        bits: Some(4),
+        about: "GGUF: int4 in blocks of 256, about half of attn_v and ffn_down with 6 bits",
+        method: Method::Blocks(Mixture::Q4_K_M),
+    },
+    Preset {
+        name: "q6_k",
+        bits: None,
+        about: "GGUF: 6 bits in blocks of 256",
+        method: Method::Blocks(Mixture::Q6_K),
+    },
+];
+
+/// Every preset, of both kinds.
+pub fn presets() -> impl Iterator<Item = &'static Preset> + Clone {
+    PRESETS.iter().chain(&BLOCK_PRESETS)
+}
+
 /// The preset of this name.
 pub fn preset(name: &str) -> Option<&'static Preset> {
-    PRESETS.iter().find(|p| p.name == name)
+    presets().find(|p| p.name == name)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The loop: bands of pieces through a backend, results into the writer. Nothing is held beyond the tiles in flight.
 
+mod blocks;
 mod layer;
 mod repack;
 mod run;
@@ -92,7 +93,8 @@ impl Stream<'_> {
         // runs across a transposed matrix are short; a larger tile reads longer ones
         let across = |view: &View| view.col_stride != 1;
         let wide = if across(&job.view) || job.target.as_ref().is_some_and(across) { 8 } else { 1 };
-        let size = if matches!(job.work, Work::Dequantize(_)) { 2 } else { info.dtype.size() };
+        let decoded = matches!(job.work, Work::Dequantize(_) | Work::DequantizeBlocks(..));
+        let size = if decoded { 2 } else { info.dtype.size() };
         let usual = self.tile_bytes.unwrap_or_else(|| backend.tile_bytes());
         let mut max = (usual * wide / size).max(64);
         while max > 64 {
@@ -130,6 +132,11 @@ impl Stream<'_> {
                 let align = if coded.group_len < coded.cols { lcm8(coded.group_len) } else { 8 };
                 pieces(coded.rows, coded.cols, max.max(align), align).map(one).collect()
             }
+            // whole blocks, and whole words of floats
+            Work::QuantizeBlocks(block) | Work::DequantizeBlocks(block, _) => {
+                let align = block.len().max(64);
+                pieces(job.view.rows, job.view.cols, max.max(align), align).map(one).collect()
+            }
             Work::Copy | Work::Repack(..) => Vec::new(),
         }
     }
@@ -143,6 +150,10 @@ impl Stream<'_> {
             Work::Cast(to) => Kind::Cast { input, to: *to, saturate: self.saturate },
             Work::Dequantize(i) => {
                 Kind::Dequantize { coded: self.plan.coded[*i].clone(), saturate: self.saturate }
+            }
+            Work::QuantizeBlocks(block) => Kind::QuantizeBlocks { block: *block, input },
+            Work::DequantizeBlocks(block, to) => {
+                Kind::DequantizeBlocks { block: *block, to: *to, saturate: self.saturate }
             }
             Work::Copy | Work::Repack(..) => Kind::Cast { input, to: input, saturate: false },
         }

@@ -2,6 +2,7 @@
 
 use crate::{
     backend::{Pass, Results, Tile},
+    block::Block,
     histograms,
     kernels::{self, Binding, Kernel, TileParams, arithmetic::unordered},
     observer::{BINS, Observer},
@@ -19,6 +20,8 @@ pub enum Kind {
     Quantize { grids: Vec<Grid>, input: Float, rows: usize, cols: usize },
     Cast { input: Float, to: Float, saturate: bool },
     Dequantize { coded: Coded, saturate: bool },
+    QuantizeBlocks { block: Block, input: Float },
+    DequantizeBlocks { block: Block, to: Float, saturate: bool },
 }
 
 /// A band in work.
@@ -45,6 +48,8 @@ pub struct Active {
 
 const QUANTIZE_RESULTS: &[Binding] =
     &[Binding::Ranges, Binding::Scales, Binding::ZeroPoints, Binding::Output, Binding::Errors];
+const BLOCK_RESULTS: &[Binding] =
+    &[Binding::Ranges, Binding::Counts, Binding::Scales, Binding::Output, Binding::Errors];
 const FLOAT_RESULTS: &[Binding] = &[Binding::Counts, Binding::Output];
 
 impl Active {
@@ -125,7 +130,10 @@ impl Active {
         let piece = self.band.pieces[piece];
         let passes: Vec<Pass> = (0..self.passes()).map(|grid| self.pass(&piece, grid)).collect();
         let input_bytes = match &self.kind {
-            Kind::Quantize { input, .. } | Kind::Cast { input, .. } => piece.elements() * input.size(),
+            Kind::DequantizeBlocks { block, .. } => block.bytes_for(piece.elements() as u64) as usize,
+            Kind::Quantize { input, .. } | Kind::Cast { input, .. } | Kind::QuantizeBlocks { input, .. } => {
+                piece.elements() * input.size()
+            }
             Kind::Dequantize { coded, .. } if coded.packed() => 4 * passes[0].params.code_words() as usize,
             Kind::Dequantize { .. } => piece.elements(),
         };
@@ -148,6 +156,8 @@ impl Active {
         let (kernels, wants): (Vec<&'static Kernel>, _) = match &self.kind {
             Kind::Cast { .. } => (vec![&kernels::convert::KERNEL], FLOAT_RESULTS),
             Kind::Dequantize { .. } => (vec![&kernels::dequantize::KERNEL], FLOAT_RESULTS),
+            Kind::QuantizeBlocks { block, .. } => (kernels::block_steps(*block), BLOCK_RESULTS),
+            Kind::DequantizeBlocks { .. } => (vec![&kernels::block_dequantize::KERNEL], FLOAT_RESULTS),
             Kind::Quantize { grids, .. } => match self.sweep() {
                 Sweep::Range => (vec![&kernels::minmax::KERNEL], &[Binding::Ranges][..]),
                 Sweep::Histogram => {
@@ -210,6 +220,16 @@ impl Active {
                 ..Default::default()
             }
             .with_groups(elements, elements),
+            Kind::QuantizeBlocks { block, input } => {
+                TileParams { input_dtype: *input as u32, ..Default::default() }.with_blocks(*block, elements)
+            }
+            Kind::DequantizeBlocks { block, to, saturate } => TileParams {
+                input_dtype: Float::F32 as u32, // words: the blocks are no floats
+                output_dtype: *to as u32,
+                saturate: (*saturate).into(),
+                ..Default::default()
+            }
+            .with_blocks(*block, elements),
             Kind::Dequantize { coded, saturate } => TileParams {
                 input_dtype: Float::F32 as u32, // words: the codes are no floats
                 output_dtype: coded.output as u32,

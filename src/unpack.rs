@@ -1,5 +1,7 @@
 //! The plan that turns codes back into floats.
 
+mod gguf;
+
 use crate::{
     coded::{CodedLayer, Layers, Origin, layers, quantization_config},
     error::{Error, Result},
@@ -47,7 +49,10 @@ pub fn prepare_checkpoint(
         }
     }
     let max = matches!(destination, Destination::Directory(_)).then_some(max_shard_size);
-    let planned = plan(&checkpoint, &tensors, layers, dtype, max);
+    let planned = match checkpoint.gguf() {
+        Some(keys) => gguf::plan(checkpoint.tensors(), keys, layers, dtype, max),
+        None => plan(&checkpoint, &tensors, layers, dtype, max),
+    };
     finish_preparing(checkpoint, tensors, planned, destination, settings, saturate)
 }
 
@@ -60,10 +65,10 @@ fn plan(
 ) -> Result<Plan> {
     if layers.coded.is_empty() {
         return Err(Error::refused(
-            "no quantized layer found; accepted: compressed-tensors (pack-quantized or int-quantized), GPTQ, AWQ",
+            "no quantized layer found; accepted: compressed-tensors (pack-quantized or int-quantized), GPTQ, AWQ, GGUF blocks",
         ));
     }
-    let Layers { coded, rest, activations, origins } = layers;
+    let Layers { coded, rest, activations, origins, .. } = layers;
     let mut plan = Plan::default();
     let mut outputs = Outputs::default();
     if !activations.is_empty() {

@@ -1,9 +1,10 @@
 //! Whether a quantized checkpoint is whole, finite and loadable.
 
+mod targets;
 mod words;
 
 use crate::{
-    coded::{CodedLayer, layers, qparams, quantization_config, target_matches, targets},
+    coded::{CodedLayer, blocks, layers, qparams, quantization_config},
     error::{Error, Result},
     quantize::infos,
     reader::{Checkpoint, Source},
@@ -14,6 +15,7 @@ use crate::{
 use serde::Serialize;
 use serde_json::Value;
 use std::path::Path;
+use targets::Targets;
 
 /// What was looked at, and what is wrong.
 #[derive(Debug, Clone, Serialize)]
@@ -53,13 +55,21 @@ pub fn validate(model: &Path) -> Result<Validation> {
         }
         Err(e) => return Err(e),
     };
-    validation.layers = found.coded.len();
+    validation.layers = found.coded.len() + found.blocks.len();
     validation.tensors = found.rest.len();
-    if found.coded.is_empty() {
+    if found.coded.is_empty() && found.blocks.is_empty() {
         validation.problems.push("no quantized layer found".into());
     }
     for layer in &found.coded {
         validation.problems.extend(values(&source, &tensors, layer)?);
+    }
+    for layer in &found.blocks {
+        if let Some((count, first)) = blocks::not_finite(&source, layer)? {
+            validation.problems.push(format!(
+                "{}: the scales of {count} {} blocks are not finite, the first in block {first}",
+                layer.name, layer.block
+            ));
+        }
     }
     for i in found.rest.iter().copied() {
         if let Some((index, count)) = count_not_finite(&source, i, &tensors[i])? {
@@ -123,21 +133,15 @@ fn config_problems(config: &Value, coded: &[CodedLayer], kept: &[&TensorInfo]) -
     if status != "compressed" {
         problems.push(format!("config.json: quantization_status is {status}; transformers would load random weights, it must be compressed"));
     }
-    let ignored: Vec<&str> = config
-        .get("ignore")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
-    let ignores = |module: &str| ignored.iter().any(|t| target_matches(t, module));
+    let ignored = Targets::new(texts(config, "ignore"));
+    let ignores = |module: &str| ignored.contains(module);
     let groups: Vec<&Value> =
         config.get("config_groups").and_then(Value::as_object).map_or(vec![], |g| g.values().collect());
     if groups.is_empty() {
         problems.push("config.json: no config_groups".into());
         return problems;
     }
-    let by_class = groups.iter().position(|g| targets(g).any(|t| t == "Linear"));
+    let by_class = groups.iter().position(|g| texts(g, "targets").any(|t| t == "Linear"));
     problems.extend(mismatches(config, coded));
     for layer in coded.iter().filter(|l| ignores(l.name.strip_suffix(".weight").unwrap_or(&l.name))) {
         problems.push(format!("config.json: {} is quantized, but on the ignore list", layer.name));
@@ -155,6 +159,11 @@ fn config_problems(config: &Value, coded: &[CodedLayer], kept: &[&TensorInfo]) -
     problems
 }
 
+/// The texts of a list in a config.
+fn texts<'a>(config: &'a Value, key: &str) -> impl Iterator<Item = &'a str> {
+    config.get(key).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+}
+
 /// Whether it is a config of GPTQ or AWQ.
 fn of_words(config: &Value) -> bool {
     matches!(config.get("quant_method").and_then(Value::as_str), Some("gptq" | "awq"))
@@ -168,10 +177,11 @@ pub(crate) fn mismatches(config: &Value, coded: &[CodedLayer]) -> Vec<String> {
     let mut problems = Vec::new();
     let groups: Vec<&Value> =
         config.get("config_groups").and_then(Value::as_object).map_or(vec![], |g| g.values().collect());
-    let by_class = groups.iter().position(|g| targets(g).any(|t| t == "Linear"));
+    let by_class = groups.iter().position(|g| texts(g, "targets").any(|t| t == "Linear"));
+    let targets: Vec<Targets> = groups.iter().map(|g| Targets::new(texts(g, "targets"))).collect();
     for layer in coded {
         let module = layer.name.strip_suffix(".weight").unwrap_or(&layer.name);
-        let named = groups.iter().position(|g| targets(g).any(|t| target_matches(t, module)));
+        let named = targets.iter().position(|targets| targets.contains(module));
         let Some(group) = named.or(by_class) else {
             problems.push(format!("config.json: no config group targets {module}"));
             continue;

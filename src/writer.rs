@@ -17,6 +17,7 @@ use crate::tensor::{TensorInfo, View};
 
 mod checksum;
 mod destination;
+mod gguf;
 mod layout;
 mod memory;
 mod safetensors;

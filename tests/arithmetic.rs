@@ -3,10 +3,10 @@
 use monoquant::{
     backend::{Backend, Pass, Results, Tile, run_on_cpu},
     gpu::{self, GpuBackend, GpuOptions},
-    kernels::{Binding, Kernel, TileBuffers, TileParams, arithmetic::*, cases::Random},
+    kernels::{Binding, Kernel, TileBuffers, TileParams, arithmetic::*, bits, cases::Random},
 };
 
-const WORDS: u32 = 7;
+const WORDS: u32 = 11;
 
 /// Pairs of floats in, the results of every function out.
 static PROBE: Kernel = Kernel {
@@ -20,19 +20,25 @@ fn probe(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) w
   let a = input_word(2u * pair);
   let b = input_word(2u * pair + 1u);
   let s = 0x3f800000u | (b & 0x7fffffu);
-  output[7u * pair] = div_rn(a & MAGNITUDE, max(b & MAGNITUDE, MIN_NORMAL));
-  output[7u * pair + 1u] = f32_to_f16(a);
-  output[7u * pair + 2u] = f32_to_bf16(a);
-  output[7u * pair + 3u] = f16_to_f32(a >> 16u);
-  output[7u * pair + 4u] = ordered(a);
-  output[7u * pair + 5u] = flush(a);
-  output[7u * pair + 6u] = round_quotient(a & MAGNITUDE, s, 1.0 / bitcast<f32>(s), i32(b & 1u));
+  output[11u * pair] = div_rn(a & MAGNITUDE, max(b & MAGNITUDE, MIN_NORMAL));
+  output[11u * pair + 1u] = f32_to_f16(a);
+  output[11u * pair + 2u] = f32_to_bf16(a);
+  output[11u * pair + 3u] = f16_to_f32(a >> 16u);
+  output[11u * pair + 4u] = ordered(a);
+  output[11u * pair + 5u] = flush(a);
+  output[11u * pair + 6u] = round_quotient(a & MAGNITUDE, s, 1.0 / bitcast<f32>(s), i32(b & 1u));
+  let denominator = i32(b & 0xfffu) + 1;
+  output[11u * pair + 7u] = unordered(a);
+  output[11u * pair + 8u] = u32(fixed_quotient(i32(a >> 5u), denominator + i32(a >> 17u)));
+  output[11u * pair + 9u] = u32(block_code(flush(a & 0xc0ffffffu), s - 0x800000u, 0u));
+  output[11u * pair + 10u] = code_error(i32(a & 0x1fffu) - 4096, denominator, i32(b >> 16u), bitcast<f32>(div_rn(0x3f800000u, bitcast<u32>(f32(denominator)))));
 }
 ",
     cpu: |params, b| {
         for pair in 0..params.elements as usize / 2 {
             let (x, y) = (b.input[2 * pair], b.input[2 * pair + 1]);
             let s = 0x3f80_0000 | (y & 0x7f_ffff);
+            let denominator = (y & 0xfff) as i32 + 1;
             let results = [
                 div_rn(x & !(1 << 31), (y & !(1 << 31)).max(0x80_0000)),
                 f32_to_f16(x),
@@ -41,6 +47,16 @@ fn probe(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) w
                 ordered(x),
                 flush(x),
                 round_quotient(x & !(1 << 31), s, (y & 1) as i32),
+                unordered(x),
+                fixed_quotient((x >> 5) as i32, denominator + (x >> 17) as i32) as u32,
+                block_code::<{ bits::Q4_0 }>(params, flush(x & 0xc0ff_ffff), s - 0x80_0000, 0) as u32,
+                code_error(
+                    params,
+                    (x & 0x1fff) as i32 - 4096,
+                    denominator,
+                    (y >> 16) as i32,
+                    1.0 / denominator as f32,
+                ),
             ];
             b.output[WORDS as usize * pair..][..WORDS as usize].copy_from_slice(&results);
         }
@@ -88,7 +104,7 @@ fn inputs() -> Vec<u32> {
 fn differences(backend: &mut GpuBackend, inputs: &[u32]) -> Vec<String> {
     let mut differences = Vec::new();
     for pairs in inputs.chunks(1 << 20) {
-        let params = TileParams { elements: pairs.len() as u32, ..Default::default() };
+        let params = TileParams { elements: pairs.len() as u32, qmin: -32, qmax: 31, ..Default::default() };
         let pass = Pass { params, kernels: vec![&PROBE], preload: vec![], wants: &[Binding::Output] };
         let tile = Tile::one(0, 4 * pairs.len(), pass);
         let mut expected = TileBuffers::default();
@@ -145,6 +161,9 @@ fn a_broken_variant_is_noticed() {
         ("134u - zeros", "133u - zeros"),
         ("u32(magnitude > middle ||", "u32(magnitude >= middle ||"),
         ("min(magnitude, middle) <= 8u", "min(magnitude, middle) < 0u"),
+        ("<< 9u) + denominator)", "<< 9u))"),
+        ("opaque(multiply(x, inverse)) + 8.5", "opaque(multiply(x, inverse)) + 8.499999"),
+        ("code * step + 128", "code * step + 127"),
     ] {
         let options = GpuOptions { corrupt: Some(corrupt), ..Default::default() };
         let mut backend = GpuBackend::open(&gpu::adapters()[0], options).unwrap();

@@ -10,6 +10,10 @@ mod archive;
 mod archives;
 #[path = "hostile/folders.rs"]
 mod folders;
+#[path = "hostile/gguf.rs"]
+mod gguf;
+#[path = "common/gguf.rs"]
+mod gguf_files;
 #[path = "hostile/old.rs"]
 mod old;
 #[path = "common/opcodes.rs"]

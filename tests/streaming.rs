@@ -2,6 +2,8 @@
 #![cfg(target_os = "linux")] // reads /proc and sends signals
 
 mod common;
+#[path = "common/gguf.rs"]
+mod gguf;
 
 use common::*;
 use monoquant::tensor::Float;
@@ -70,6 +72,48 @@ fn memory_does_not_grow_with_the_checkpoint() {
         assert_eq!(code, Some(0));
         println!("{device} {recipe:?}: {} MiB", peak >> 20);
         assert!(peak > 0 && peak <= limit, "{device} {recipe:?}: {} MiB of anonymous memory", peak >> 20);
+    }
+}
+
+/// A GGUF model of matrices of 64 MiB each, with a tokenizer of some megabytes.
+fn large_gguf(path: &Path, layers: usize) {
+    let tokens: Vec<String> = (0..200_000).map(|i| format!("token {i}")).collect();
+    let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
+    let keys =
+        [gguf::string("general.architecture", "llama"), gguf::strings("tokenizer.ggml.tokens", &tokens)];
+    let bytes = 8192 * 4096 * 2;
+    let tensors: Vec<_> = (0..layers as u64)
+        .map(|i| gguf::Tensor {
+            offset: Some(i * bytes),
+            ..gguf::tensor(&format!("blk.{i}.ffn_up.weight"), &[4096, 8192], gguf::BF16, &[])
+        })
+        .collect();
+    let mut head = gguf::Gguf::new(&keys, &tensors).head();
+    head.resize(head.len().next_multiple_of(32), 0);
+    let mut file = File::create(path).unwrap();
+    file.write_all(&head).unwrap();
+    let block = monoquant::kernels::cases::data("gaussian", 1 << 20, Float::BF16, 5);
+    for _ in 0..layers as u64 * bytes / block.len() as u64 {
+        file.write_all(&block).unwrap();
+    }
+}
+
+#[test]
+fn memory_does_not_grow_with_a_gguf_model() {
+    let folder = Folder::new();
+    let [model, coded, floats] = ["large.gguf", "coded.gguf", "floats.gguf"].map(|name| folder.text(name));
+    large_gguf(Path::new(&model), 8);
+    for arguments in [
+        &["quantize", "-m", &model, "-o", &coded, "-p", "q8_0"][..],
+        &["quantize", "-m", &model, "-o", &coded, "-p", "q4_0"],
+        &["dequantize", "-m", &coded, "-o", &floats],
+    ] {
+        let arguments = [arguments, &["-f", "-q", "-d", "cpu", "--max-memory", "128MiB"]].concat();
+        let child = command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let (peak, code) = peak(child);
+        assert_eq!(code, Some(0));
+        println!("{arguments:?}: {} MiB", peak >> 20);
+        assert!(peak > 0 && peak <= 128 << 20, "{arguments:?}: {} MiB of anonymous memory", peak >> 20);
     }
 }
 

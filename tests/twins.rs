@@ -213,6 +213,12 @@ fn the_short_check_sees_a_wrong_driver() {
         ("+ 0xfffu", "+ 0x1000u"), // f16 rounding
         ("<< ((i - start) * params.bits)", "<< ((i - start) * params.bits + 1u)"),
         ("(stored(pair.y, g) << params.bits)", "(stored(pair.y, g) << (params.bits - 1u))"),
+        ("opaque(multiply(x, inverse)) + 8.5", "opaque(multiply(x, inverse)) + 8.4999"),
+        ("product >= bitcast<u32>(f32(k) + 0.5)", "product > bitcast<u32>(f32(k) + 0.5)"),
+        ("opaque(multiply(y, inverse)) + 0.5", "opaque(multiply(y, inverse)) + 0.4999"),
+        ("h + u32(f16_to_f32(h) < x)", "h"),
+        ("if (error < least) {", "if (error <= least) {"),
+        ("(high << 4u)) - 32)", "(high << 4u)) - 31)"),
     ];
     for corrupt in wrong {
         let options = GpuOptions { corrupt: Some(corrupt), ..Default::default() };

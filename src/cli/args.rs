@@ -55,7 +55,7 @@ pub struct Calibrate {
 /// Where results go, and how they are computed.
 #[derive(Args)]
 pub struct Out {
-    /// Where the result goes: NAME.safetensors, NAME.pt or a directory [default: beside the input, with a suffix such as -w4a16]
+    /// Where the result goes: NAME.safetensors, NAME.pt, NAME.gguf (of a GGUF model) or a directory [default: beside the input, with a suffix such as -w4a16]
     #[arg(short, long, value_name = "PATH")]
     pub output: Option<PathBuf>,
     /// Replace an existing output
@@ -117,7 +117,8 @@ pub struct Dequantize {
     pub model: PathBuf,
     #[command(flatten)]
     pub out: Out,
-    /// Dtype of every float tensor of the result [default: layers as their scales are stored, the rest as it is]
+    /// Dtype of every float tensor of the result [default: layers as their scales are stored, the rest as it is]; of a
+    /// GGUF model, of matrices only [default: f16 for blocks, the rest as it is]
     #[arg(long)]
     dtype: Option<FloatName>,
     /// Clamp values that overflow the dtype, instead of refusing them

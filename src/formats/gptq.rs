@@ -117,7 +117,7 @@ impl OutputFormat for Gptq {
             Strategy::Group { group_size } => ![32, 64, 128].contains(&group_size),
             _ => false,
         };
-        if layers.iter().any(|l| sizes(l)) {
+        if layers.iter().any(sizes) {
             notes.push(
                 "vLLM's GPU kernels take groups of 32, 64 or 128 weights only, or whole rows".to_owned(),
             );

@@ -8,6 +8,12 @@ pub fn flush(x: u32) -> u32 {
     if x & MAGNITUDE < MIN_NORMAL { 0 } else { x }
 }
 
+/// x, by a way that no shader compiler can look through: what is computed from it stays a step of its own.
+#[inline(always)]
+pub fn opaque(params: &TileParams, x: u32) -> f32 {
+    f32::from_bits(x ^ params.zero)
+}
+
 /// Orders the bits of floats as the floats are ordered; `ordered(-x) == !ordered(x)`.
 #[inline(always)]
 pub fn ordered(x: u32) -> u32 {
@@ -15,6 +21,7 @@ pub fn ordered(x: u32) -> u32 {
 }
 
 /// Inverse of [`ordered`].
+#[inline(always)]
 pub fn unordered(x: u32) -> u32 {
     if x >= SIGN { x ^ SIGN } else { !x }
 }
@@ -203,6 +210,54 @@ pub fn converted(params: &TileParams, counts: &mut [u32], x: u32) -> u32 {
     narrowed - params.saturate // the largest finite value lies just below infinity, on either side of zero
 }
 
+/// Code of a weight in a block whose step has this inverse, after `offset` was taken off the weight where the type has
+/// one. Halves go up for Q4_0 and Q4_1, else away from zero. The inverse is not 0, which makes every code 0.
+#[inline(always)]
+pub fn block_code<const BLOCK: u32>(params: &TileParams, x: u32, inverse: u32, offset: u32) -> i32 {
+    // the float sums of the reference, which round
+    if BLOCK == Q4_0 {
+        return (truncate(opaque(params, multiply(x, inverse)) + 8.5) as i32).min(15) - 8;
+    }
+    let mut y = x;
+    if BLOCK != Q8_0 && BLOCK != Q6_K {
+        y = flush((f32::from_bits(x) - f32::from_bits(offset)).to_bits());
+    }
+    if BLOCK == Q4_1 {
+        return (truncate(opaque(params, multiply(y, inverse)) + 0.5) as i32).min(15);
+    }
+    let negative = (y ^ inverse) as i32 >> 31;
+    let product = multiply(y & MAGNITUDE, inverse & MAGNITUDE).min(0x437f_0000); // 255
+    let k = truncate(f32::from_bits(product));
+    let magnitude = (k + u32::from(product >= (k as i32 as f32 + 0.5).to_bits())) as i32;
+    ((magnitude ^ negative) - negative).clamp(params.qmin, params.qmax)
+}
+
+/// The real quotient in 1/256, halves up. The quotient lies below 2^23, the denominator below 2^20.
+///
+/// WGSL has no f64; here its division is exact enough: a quotient of this size that is no integer differs from one by
+/// 2^-20, far more than an f64 rounds.
+#[inline(always)]
+pub fn fixed_quotient(numerator: i32, denominator: i32) -> i32 {
+    let doubled = f64::from(numerator) * 512.0 + f64::from(denominator);
+    (doubled / (2.0 * f64::from(denominator))) as i32
+}
+
+/// Nearest integer, ties to even, of a float in [-2^22, 2^22]: a form that compiles to two vector instructions.
+#[inline(always)]
+pub fn round_small(x: f32) -> i32 {
+    const MAGIC: f32 = 12_582_912.0; // 3 · 2^22: adding it rounds to an integer, which lands in the low bits
+    (x + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()) as i32
+}
+
+/// Squared error of a weight x that is decoded as (code · step − low) / 256; inverse is about 1 / step.
+#[inline(always)]
+pub fn code_error(params: &TileParams, x: i32, step: i32, low: i32, inverse: f32) -> u32 {
+    let y = (x << 8) + low;
+    let code = round_small(y as f32 * inverse).clamp(params.qmin, params.qmax);
+    let difference = ((y - code * step + 128) >> 8).abs().min(8191);
+    (difference * difference) as u32
+}
+
 /// Decodes weights `start..start + out.len()` of the tile, exactly.
 #[inline(always)]
 pub fn load_bits(params: &TileParams, input: &[u32], start: usize, out: &mut [u32]) {
@@ -294,6 +349,32 @@ mod tests {
     fn codes_are_those_of_the_real_quotient() {
         assert_eq!(quotients(7, -3..=9), 128 * 128 * 13 * 2);
         assert_eq!(quotients(10, -2..=8), 1024 * 1024 * 11 * 2);
+    }
+
+    #[test]
+    fn fixed_quotients_are_exact() {
+        let mut random = crate::kernels::cases::Random(5);
+        for i in 0..1_000_000u64 {
+            let word = random.next_u64();
+            let denominator = 1 + (word as i64 & 0xf_ffff) / [1, 16, 4096][i as usize % 3];
+            let mut numerator = (word >> 32) as i64 & 0x7ff_ffff;
+            if i % 2 == 0 {
+                numerator =
+                    (numerator / denominator * denominator + denominator * (i as i64 & 255) / 512).max(0);
+            }
+            numerator = numerator.min((1 << 22) * denominator);
+            let expected = (512 * numerator + denominator) / (2 * denominator);
+            assert_eq!(i64::from(fixed_quotient(numerator as i32, denominator as i32)), expected);
+        }
+    }
+
+    #[test]
+    fn small_floats_round_to_even() {
+        for i in -100_000..100_000 {
+            for x in [i as f32 * 0.25, i as f32 * 41.5, f32::from_bits((i as f32).to_bits() + 1)] {
+                assert_eq!(round_small(x), x.round_ties_even() as i32, "{x}");
+            }
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Every case is a whole sequence of kernels, and every buffer that they touch is compared, so each kernel is tested on
 //! the outputs of the ones before it. Only `errors` has a tolerance: it is outside the byte contract.
 
+mod blocks;
+
 use super::{ALL, Binding, CHUNK, Kernel, TileBuffers, TileParams, arithmetic::ordered, bits::*};
 use crate::{
     backend::{Backend, Pass, Results, Tile, run_passes},
@@ -206,6 +208,7 @@ pub fn cases(short: bool) -> Vec<Case> {
             }
         }
         cases.extend(conversions(dtype, short));
+        cases.extend(blocks::blocks(dtype, short));
     }
     cases
 }

@@ -4,7 +4,7 @@ use crate::scheme::{Method, preset};
 fn scheme(name: &str) -> Scheme {
     match preset(name).unwrap().method {
         Method::Quantize(scheme) => scheme,
-        Method::Cast(_) => unreachable!(),
+        Method::Cast(_) | Method::Blocks(_) => unreachable!(),
     }
 }
 

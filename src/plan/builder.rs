@@ -172,7 +172,7 @@ impl Builder<'_> {
     fn folder_count(&self) -> usize {
         match self.request.recipe.method {
             Method::Quantize(_) => self.request.formats.len(),
-            Method::Cast(_) => 1,
+            Method::Cast(_) | Method::Blocks(_) => 1,
         }
     }
 

@@ -93,7 +93,7 @@ pub(crate) fn tie(plan: &mut Plan, tied: &BTreeMap<String, String>, container: C
                 notes.push(format!("{other} was the same as {name}, which is not written under this name"));
                 continue;
             }
-            (false, Container::Safetensors) => {
+            (false, Container::Safetensors | Container::Gguf) => {
                 noted.insert(other, name);
                 "the latter name"
             }

@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::gguf::shard_name;
 use super::json::{self, Unique};
 use super::{ACCEPTED, has_extension};
 use crate::error::{Error, Result};
@@ -53,6 +54,8 @@ pub(super) enum Kind {
     Torch,
     /// State of a training run, in a file of torch.
     Training,
+    /// A GGUF file.
+    Gguf,
     /// Weights in another format.
     OtherWeights,
     /// The index of weight files.
@@ -70,6 +73,8 @@ impl Kind {
             let stem = name.split(['.', '-']).next().unwrap_or("");
             let stem = stem.trim_end_matches(|c: char| c.is_ascii_digit() || c == '_');
             if TRAINING.contains(&stem) { Kind::Training } else { Kind::Torch }
+        } else if has_extension(path, "gguf") {
+            Kind::Gguf
         } else if WEIGHTS.iter().any(|e| has_extension(path, e)) {
             Kind::OtherWeights
         } else if WEIGHTS.iter().any(|e| name.ends_with(&format!(".{e}.index.json"))) {
@@ -82,7 +87,9 @@ impl Kind {
     /// Why a file of this kind is left out.
     pub fn reason(self) -> String {
         match self {
-            Kind::Safetensors | Kind::Torch => "weights that are not part of this checkpoint".into(),
+            Kind::Safetensors | Kind::Torch | Kind::Gguf => {
+                "weights that are not part of this checkpoint".into()
+            }
             Kind::Training => "state of a training run".into(),
             Kind::OtherWeights => "weights in a format that is not read".into(),
             Kind::Index => "index of weights that are not read".into(),
@@ -96,6 +103,8 @@ impl Kind {
 pub(super) struct Weights {
     pub files: Vec<PathBuf>,
     pub listed: Option<Listed>,
+    /// Whether they are one GGUF model.
+    pub gguf: bool,
 }
 
 /// What an index says.
@@ -153,13 +162,13 @@ pub(super) fn list(root: &Path) -> Result<Listing> {
 }
 
 /// Finds the weight files: those of the index, else `model.safetensors`, else every safetensors file; then the same
-/// among torch's.
+/// among torch's; then the one model of GGUF.
 pub(super) fn weights(root: &Path, listing: &Listing) -> Result<Weights> {
     let top = |kind| {
         let found = listing.files.iter().filter(move |(_, k)| **k == kind);
         found.map(|(path, _)| path).filter(|path| path.components().count() == 1)
     };
-    let alone = |files: Vec<PathBuf>| Ok(Weights { files, listed: None });
+    let alone = |files: Vec<PathBuf>| Ok(Weights { files, listed: None, gguf: false });
     if let Some(index) = index(root, top(Kind::Index), &["safetensors"], "model")? {
         return read_index(root, index, &["safetensors"]);
     }
@@ -181,7 +190,7 @@ pub(super) fn weights(root: &Path, listing: &Listing) -> Result<Weights> {
         return alone(vec![single]);
     }
     match files.as_slice() {
-        [] => Err(no_weights(root, listing)),
+        [] => gguf(root, listing, top(Kind::Gguf).cloned().collect()),
         [_] => alone(files),
         several if several.iter().all(|file| shard(file).is_some() && shard(file) == shard(&several[0])) => {
             alone(files)
@@ -195,6 +204,20 @@ pub(super) fn weights(root: &Path, listing: &Listing) -> Result<Weights> {
             Err(Error::format(root, what))
         }
     }
+}
+
+/// The GGUF file of a directory, or all shards of one model.
+fn gguf(root: &Path, listing: &Listing, files: Vec<PathBuf>) -> Result<Weights> {
+    let model = |file: &Path| shard_name(file).map(|(name, _, count)| (name.to_owned(), count));
+    let Some((first, others)) = files.split_first() else { return Err(no_weights(root, listing)) };
+    let same = model(first).is_some() && others.iter().all(|file| model(file) == model(first));
+    if !others.is_empty() && !same {
+        let names: Vec<String> = files.iter().map(|p| p.display().to_string()).collect();
+        let what =
+            format!("has several GGUF models: {}; name the one that is meant", super::enumerate(&names));
+        return Err(Error::format(root, what));
+    }
+    Ok(Weights { files, listed: None, gguf: true })
 }
 
 /// `NAME` and the number of shards of `NAME-00001-of-00002.bin`.
@@ -238,7 +261,7 @@ fn no_weights(root: &Path, listing: &Listing) -> Error {
     let others: Vec<String> = listing
         .files
         .iter()
-        .filter(|(_, kind)| matches!(kind, OtherWeights | Safetensors | Torch | Training))
+        .filter(|(_, kind)| matches!(kind, OtherWeights | Safetensors | Torch | Training | Gguf))
         .map(|(path, _)| path.display().to_string())
         .collect();
     let dangling = listing
@@ -304,5 +327,5 @@ fn read_index(root: &Path, name: &Path, extensions: &[&str]) -> Result<Weights> 
             ),
         ));
     }
-    Ok(Weights { files, listed: Some(Listed { index, tensors }) })
+    Ok(Weights { files, listed: Some(Listed { index, tensors }), gguf: false })
 }

@@ -71,7 +71,8 @@ impl Checkpoint {
             if !info.shape.contains(&0) && end.is_none_or(|end| end > blob.bytes().len() as u64) {
                 return Err(wrong("reaches past the end of its memory"));
             }
-            checkpoint.tensors.push(StoredTensor { info, file: checkpoint.blobs.len(), start, strides });
+            let file = checkpoint.blobs.len();
+            checkpoint.tensors.push(StoredTensor { info, file, start, strides, block: None });
             checkpoint.blobs.push(blob);
         }
         checkpoint.check_names()?;

@@ -44,6 +44,42 @@ fn names(checkpoint: &Checkpoint) -> Vec<&str> {
     checkpoint.tensors().iter().map(|t| t.info.name.as_str()).collect()
 }
 
+/// A GGUF file of one F32 tensor of four numbers, without key-values.
+fn gguf_file(name: &str) -> Vec<u8> {
+    let mut bytes = b"GGUF\x03\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0".to_vec();
+    bytes.extend((name.len() as u64).to_le_bytes());
+    bytes.extend(name.as_bytes());
+    bytes.extend([1u32.to_le_bytes(), [4, 0, 0, 0], [0; 4], [0; 4], [0; 4], [0; 4]].concat());
+    bytes.resize(bytes.len().next_multiple_of(32) + 16, 1);
+    bytes
+}
+
+#[test]
+fn gguf_is_read_where_nothing_else_is_there() {
+    let tmp = tempfile::tempdir().unwrap();
+    let root = tmp.path();
+    fs::write(root.join("m.gguf"), gguf_file("module.g")).unwrap();
+    fs::write(root.join("config.json"), "[]").unwrap();
+    let checkpoint = Checkpoint::open(root).unwrap();
+    // names stay as they are, and the config is not for it
+    assert_eq!(names(&checkpoint), ["module.g"]);
+    assert!(checkpoint.gguf().is_some_and(|keys| keys.is_empty()) && checkpoint.config().is_none());
+    // its content decides, not its name
+    fs::write(root.join("m.safetensors"), gguf_file("s")).unwrap();
+    assert_eq!(names(&Checkpoint::open(&root.join("m.safetensors")).unwrap()), ["s"]);
+    fs::remove_file(root.join("m.safetensors")).unwrap();
+    fs::write(root.join("n.gguf"), gguf_file("n")).unwrap();
+    refuses(root, &["has several GGUF models: `m.gguf`, `n.gguf`; name the one that is meant"]);
+    fs::remove_file(root.join("config.json")).unwrap();
+    shard(&root.join("model.safetensors"), &[("a", &[4], 0)]);
+    let checkpoint = Checkpoint::open(root).unwrap();
+    assert_eq!(names(&checkpoint), ["a"]);
+    let why = "weights that are not part of this checkpoint";
+    assert_eq!(checkpoint.left_out()[0], ("m.gguf".into(), why.to_owned()));
+    fs::write(root.join("x.gguf"), "GGML").unwrap();
+    refuses(&root.join("x.gguf"), &["begins like no checkpoint that is read", "a .gguf file"]);
+}
+
 #[test]
 fn a_file_with_the_config_beside_it() {
     let tmp = tempfile::tempdir().unwrap();
@@ -185,8 +221,8 @@ fn directories_without_the_usual_index() {
     let root = tmp.path();
     refuses(root, &["has no weights", "accepted"]);
     fs::write(root.join("optimizer.pt"), "x").unwrap();
-    fs::write(root.join("m.gguf"), "x").unwrap();
-    refuses(root, &["`optimizer.pt`", "`m.gguf`", "accepted: a .safetensors file"]);
+    fs::write(root.join("m.ggml"), "x").unwrap();
+    refuses(root, &["`optimizer.pt`", "`m.ggml`", "accepted: a .safetensors file"]);
     fs::write(root.join("a.pth"), "x").unwrap();
     refuses(root, &["a.pth", "begins like no checkpoint", "accepted: a .safetensors file"]);
     fs::write(root.join("b.pt"), "x").unwrap();

@@ -1,6 +1,6 @@
 //! A run's state between tiles: bands in work, results of jobs.
 
-use super::{JobResult, Stream, layer::Outgoing, repack::repack};
+use super::{JobResult, Stream, blocks, layer::Outgoing, repack::repack};
 use crate::{
     backend::{Backend, Pass, Results, Tile},
     coded::{Incoming, code_offset, qparams},
@@ -69,7 +69,7 @@ impl<'a> Run<'a> {
                 state.result.squares = vec![Squares::default(); grids.len()];
                 state.layers.iter().try_for_each(|layer| layer.start(stream, job))?;
             }
-            Work::Cast(_) => {}
+            Work::Cast(_) | Work::QuantizeBlocks(_) | Work::DequantizeBlocks(..) => {}
         }
         let bands = stream.bands(job, stream.max_elements(backend, job));
         state.bands = bands.len();
@@ -107,6 +107,9 @@ impl<'a> Run<'a> {
                 let memory = stream.max_memory;
                 return incoming.read(stream.source, coded, job.source, &piece, memory, bytes);
             }
+            if let Kind::DequantizeBlocks { block, .. } = kind {
+                return stream.source.read(job.source, block.bytes_for(piece.start(job.view.cols)), bytes);
+            }
             let (rows, cols) = (piece.row..piece.row + piece.rows, piece.col..piece.col + piece.cols);
             stream.source.read_view(job.source, &job.view, rows, cols, bytes)
         })
@@ -129,7 +132,7 @@ impl<'a> Run<'a> {
             let piece = active.band.pieces[piece_number];
             self.store(&active, &piece, piece_number, &tile, results)?;
             let read = piece.elements() as u64 * stream.tensors[job.source].dtype.size() as u64;
-            (stream.progress)(if matches!(job.work, Work::Dequantize(_)) {
+            (stream.progress)(if matches!(job.work, Work::Dequantize(_) | Work::DequantizeBlocks(..)) {
                 tile.input_bytes as u64
             } else {
                 read
@@ -171,6 +174,19 @@ impl<'a> Run<'a> {
             }
             Kind::Cast { to, .. } => self.store_floats(active.job, piece, *to, &results[0]),
             Kind::Dequantize { coded, .. } => self.store_floats(active.job, piece, coded.output, &results[0]),
+            Kind::DequantizeBlocks { to, .. } => self.store_floats(active.job, piece, *to, &results[0]),
+            Kind::QuantizeBlocks { block, .. } => {
+                let job = &self.stream.plan.jobs[active.job];
+                let state = self.states.entry(active.job).or_default();
+                blocks::store(
+                    self.stream,
+                    job,
+                    *block,
+                    piece,
+                    (&tile.passes[0], &results[0]),
+                    &mut state.result,
+                )
+            }
         }
     }
 
@@ -233,7 +249,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let name = &stream.tensors[job.source].name;
-        let coded = matches!(job.work, Work::Dequantize(_));
+        let coded = matches!(job.work, Work::Dequantize(_) | Work::DequantizeBlocks(..));
         if state.not_finite && coded {
             return Err(Error::refused(format!(
                 "{name}: codes times scales overflow F32; the scales are damaged"
@@ -259,7 +275,7 @@ impl<'a> Run<'a> {
 }
 
 /// A pass's error sums, in units of the weights.
-fn squares(pass: &Pass, results: &Results) -> Squares {
+pub(super) fn squares(pass: &Pass, results: &Results) -> Squares {
     let mut total = Squares { count: pass.params.elements.into(), ..Default::default() };
     let scales = results.get(Binding::Scales);
     let per_group = pass.params.chunks_per_group.max(1) as usize;

@@ -1,5 +1,6 @@
 //! What loaders of GPTQ and AWQ expect by the config, beside what is stored.
 
+use super::{targets::from_start, texts};
 use crate::{coded::CodedLayer, inspect, plan::Layout, scheme::Strategy, tensor::TensorInfo};
 use regex::Regex;
 use serde_json::Value;
@@ -7,9 +8,10 @@ use serde_json::Value;
 /// Layers that are coded otherwise than the config says.
 pub fn mismatches(config: &Value, coded: &[CodedLayer]) -> Vec<String> {
     let mut problems = Vec::new();
+    let stated = Config::new(config);
     for layer in coded {
         let module = layer.name.strip_suffix(".weight").unwrap_or(&layer.name);
-        let (bits, group_size) = match stated(config, module) {
+        let (bits, group_size) = match stated.of(module) {
             Stated::Quantized { bits, group_size } => (bits, group_size),
             Stated::Kept(by) => {
                 problems.push(format!("config.json: {module} is quantized, but {by} leaves it out"));
@@ -36,6 +38,7 @@ pub fn mismatches(config: &Value, coded: &[CodedLayer]) -> Vec<String> {
 /// Mismatches, and Linear layers that loaders would take for quantized.
 pub fn config_problems(config: &Value, coded: &[CodedLayer], kept: &[&TensorInfo]) -> Vec<String> {
     let mut problems = mismatches(config, coded);
+    let stated = Config::new(config);
     let awq = coded.iter().any(|layer| layer.coded.layout == Layout::Awq);
     for tensor in kept.iter().filter(|t| t.shape.len() == 2 && t.dtype.is_float()) {
         let Some(module) = tensor.name.strip_suffix(".weight") else { continue };
@@ -43,7 +46,7 @@ pub fn config_problems(config: &Value, coded: &[CodedLayer], kept: &[&TensorInfo
         let beside = module.rsplit_once('.').is_some_and(|(parent, _)| {
             coded.iter().any(|l| l.name.rsplitn(3, '.').nth(2).is_some_and(|other| other == parent))
         });
-        if beside && matches!(stated(config, module), Stated::Quantized { .. }) {
+        if beside && matches!(stated.of(module), Stated::Quantized { .. }) {
             let key = if awq { "modules_to_not_convert" } else { "`dynamic`" };
             problems.push(format!(
                 "config.json: {module} is not quantized, and {key} does not say so: loaders expect codes"
@@ -58,30 +61,46 @@ enum Stated {
     Kept(String),
 }
 
-/// What a config says of a module.
-fn stated(config: &Value, module: &str) -> Stated {
-    let mut bits = config.get("bits").and_then(Value::as_u64);
-    let mut group_size = config.get("group_size").and_then(Value::as_i64);
-    let listed = config.get("modules_to_not_convert").and_then(Value::as_array);
-    let listed = listed.into_iter().flatten().filter_map(Value::as_str);
-    if let Some(name) = listed.into_iter().find(|name| module.contains(name)) {
-        return Stated::Kept(format!("'{name}' in modules_to_not_convert"));
-    }
-    let dynamic = config.get("dynamic").and_then(Value::as_object);
-    for (pattern, change) in dynamic.into_iter().flatten() {
-        let (leaves_out, text) = match pattern.strip_prefix("-:") {
-            Some(text) => (true, text),
-            None => (false, pattern.strip_prefix("+:").unwrap_or(pattern)),
+/// A config, with its patterns ready to be asked.
+struct Config<'a> {
+    bits: Option<u64>,
+    group_size: Option<i64>,
+    left_out: Vec<&'a str>,
+    /// Key, expression, whether it leaves modules out, and what it changes.
+    dynamic: Vec<(&'a str, Regex, bool, &'a Value)>,
+}
+
+impl<'a> Config<'a> {
+    fn new(config: &'a Value) -> Self {
+        let entry = |(key, change): (&'a String, &'a Value)| {
+            let (leaves_out, text) = match key.strip_prefix("-:") {
+                Some(text) => (true, text),
+                None => (false, key.strip_prefix("+:").unwrap_or(key)),
+            };
+            Some((key.as_str(), from_start(text)?, leaves_out, change))
         };
-        if !Regex::new(&format!("^(?:{text})")).is_ok_and(|regex| regex.is_match(module)) {
-            continue;
+        let dynamic = config.get("dynamic").and_then(Value::as_object).into_iter().flatten();
+        Config {
+            bits: config.get("bits").and_then(Value::as_u64),
+            group_size: config.get("group_size").and_then(Value::as_i64),
+            left_out: texts(config, "modules_to_not_convert").collect(),
+            dynamic: dynamic.filter_map(entry).collect(),
         }
-        if leaves_out {
-            return Stated::Kept(format!("'{pattern}' in dynamic"));
-        }
-        bits = change.get("bits").and_then(Value::as_u64).or(bits);
-        group_size = change.get("group_size").and_then(Value::as_i64).or(group_size);
-        break;
     }
-    Stated::Quantized { bits, group_size }
+
+    /// What is said of a module.
+    fn of(&self, module: &str) -> Stated {
+        if let Some(name) = self.left_out.iter().find(|name| module.contains(**name)) {
+            return Stated::Kept(format!("'{name}' in modules_to_not_convert"));
+        }
+        let (mut bits, mut group_size) = (self.bits, self.group_size);
+        if let Some((key, _, leaves_out, change)) = self.dynamic.iter().find(|d| d.1.is_match(module)) {
+            if *leaves_out {
+                return Stated::Kept(format!("'{key}' in dynamic"));
+            }
+            bits = change.get("bits").and_then(Value::as_u64).or(bits);
+            group_size = change.get("group_size").and_then(Value::as_i64).or(group_size);
+        }
+        Stated::Quantized { bits, group_size }
+    }
 }

@@ -26,7 +26,7 @@ impl Destination {
     /// A file if the name ends as one of a container does, else a directory.
     pub fn of(path: PathBuf) -> Self {
         let extension = path.extension().and_then(OsStr::to_str).unwrap_or("").to_ascii_lowercase();
-        match extension == "safetensors" || TORCH.contains(&extension.as_str()) {
+        match matches!(extension.as_str(), "safetensors" | "gguf") || TORCH.contains(&extension.as_str()) {
             true => Destination::File(path),
             false => Destination::Directory(path),
         }
@@ -35,6 +35,9 @@ impl Destination {
     /// What holds the tensors. In directories it is safetensors.
     pub fn container(&self) -> Container {
         match self {
+            Destination::File(path) if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) => {
+                Container::Gguf
+            }
             Destination::File(path)
                 if path.extension().is_some_and(|e| !e.eq_ignore_ascii_case("safetensors")) =>
             {

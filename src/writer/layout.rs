@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use super::torch::Archive;
-use super::{safetensors, torch};
+use super::{gguf, safetensors, torch};
+use crate::block::Block;
 use crate::error::{Error, Result};
+use crate::reader::gguf::Keys;
 use crate::tensor::TensorInfo;
 
 /// What holds the tensors of a file.
@@ -16,6 +19,8 @@ pub enum Container {
     Safetensors,
     /// The zip archive that `torch.save` writes, with a state dict.
     Torch,
+    /// The GGUF format, of which only models of the same format can become files.
+    Gguf,
 }
 
 /// What a file is to hold. Tensors may come in any order and are numbered in that order.
@@ -33,6 +38,10 @@ pub struct FileLayout {
     pub aliases: Vec<(String, usize)>,
     /// The `__metadata__` of the header; in files of torch, attributes of the state dict.
     pub metadata: BTreeMap<String, String>,
+    /// Key-values of a GGUF file.
+    pub gguf: Option<Arc<Keys>>,
+    /// Tensors of GGUF blocks, whose dtype is U8 and whose last dimension counts bytes.
+    pub blocks: BTreeMap<String, Block>,
 }
 
 /// A layout worked out.
@@ -86,6 +95,7 @@ impl FileLayout {
         }
         match self.container {
             Container::Safetensors => safetensors::place(self, &lengths).map_err(wrong),
+            Container::Gguf => gguf::place(self, &lengths).map_err(wrong),
             Container::Torch => self.archive().map_err(wrong),
         }
     }

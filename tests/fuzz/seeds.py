@@ -173,7 +173,92 @@ def safetensors_files():
     }, {"monoquant": json.dumps(notes)}))
 
 
+def layouts():
+    """config.json, a byte of 255, and a safetensors file."""
+    def index(n, group):
+        return "I32", [n], struct.pack(f"<{n}i", *(i // group for i in range(n)))
+
+    def words(value, *shape):
+        return "I32", list(shape), bytes([value]) * (4 * shape[0] * shape[1])
+
+    scale = ("F16", [2, 8], struct.pack("<16e", *[0.5] * 16))
+    gptq = {"l.qweight": words(0x9A, 2, 8), "l.qzeros": words(0x77, 2, 1), "l.scales": scale, "l.g_idx": index(16, 8)}
+    awq = {"l.qweight": words(0x9A, 16, 1), "l.qzeros": words(0x85, 2, 1), "l.scales": scale, "n.weight": ("F16", [8, 8], None)}
+    wide = {"l.qweight": words(0x9A, 4, 8), "l.qzeros": words(0x7F, 2, 2), "l.scales": scale}
+    packed = {"l.weight_packed": words(0x3C, 8, 2), "l.weight_scale": ("F16", [8, 2], scale[2]),
+              "l.weight_shape": ("I64", [2], struct.pack("<2q", 8, 16)), "l.weight_zero_point": words(0x88, 1, 2)}
+    group = {"targets": ["Linear", "re:l$"], "format": "pack-quantized",
+             "weights": {"num_bits": 4, "symmetric": False, "strategy": "group", "group_size": 8}}
+    configs = {
+        "gptq": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": 8, "sym": True, "checkpoint_format": "gptq"}),
+        "gptq-2": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": 8, "sym": False, "checkpoint_format": "gptq_v2"}),
+        "gptq-8": (wide, {"quant_method": "gptq", "bits": 4, "group_size": 8, "dynamic": {"-:x": {}, "l.*": {"bits": 8}}}),
+        "awq": (awq, {"quant_method": "awq", "bits": 4, "group_size": 8, "version": "gemm", "modules_to_not_convert": ["n"]}),
+        "packed": (packed, {"quant_method": "compressed-tensors", "quantization_status": "compressed",
+                            "format": "pack-quantized", "config_groups": {"group_0": group}, "ignore": ["n"]}),
+    }
+    for name, (tensors, config) in configs.items():
+        write("layouts", name, json.dumps({"quantization_config": config}).encode() + b"\xff" + safetensors(tensors))
+
+
+def gguf(keys, tensors, version=3, alignment=32, split=None):
+    """As gguf-py writes it; by hand, as nobody writes some of these any more. Types of values and tensors by number."""
+
+    def text(s):
+        return struct.pack("<Q", len(s.encode())) + s.encode()
+
+    def value(kind, v):
+        if kind == 8:
+            return text(v)
+        if kind == 9:
+            inner, items = v
+            return struct.pack("<IQ", inner, len(items)) + b"".join(value(inner, i) for i in items)
+        return struct.pack("<" + "BbHhIif?__Qqd"[kind], v)
+
+    keys = dict(keys)
+    if split:
+        keys |= {"split.no": (2, split[0]), "split.count": (2, split[1]), "split.tensors.count": (5, split[2])}
+    out = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(keys))
+    for name, (kind, v) in keys.items():
+        out += text(name) + struct.pack("<I", kind) + value(kind, v)
+    data = b""
+    for name, (dims, kind, size) in tensors.items():
+        out += text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, len(data))
+        data += bytes(i % 251 for i in range(size))
+        data += bytes(-len(data) % alignment)
+    return out + bytes(-len(out) % alignment) + data
+
+
+def gguf_files():
+    model = {"general.architecture": (8, "llama"), "llama.block_count": (4, 1)}
+    tokens = {"tokenizer.ggml.tokens": (9, (8, ["<s>", "", "a"])), "tokenizer.ggml.scores": (9, (6, [0.0, 1.0]))}
+    values = {str(kind): (kind, 1) for kind in [0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12]}
+    w = {"w": ([32, 2], 0, 256)}
+    types = {str(n): ([32, 1], n, 32 * size) for n, size in [(0, 4), (1, 2), (24, 1), (25, 2), (26, 4), (27, 8), (28, 8), (30, 2)]}
+    blocks = {str(n): ([256, 2], n, 2 * size) for n, size in [(2, 144), (3, 160), (8, 272), (12, 144), (14, 210)]}
+    files = {
+        "plain": gguf(model, w),
+        "version-2": gguf(model, w, 2),
+        "empty": gguf({}, {}),
+        "tokens": gguf(model | tokens, w),
+        "values": gguf(values, {}),
+        "nested": gguf({"a": (9, (9, [(4, [1, 2]), (8, ["x"]), (9, [(0, [1])])]))}, {}),
+        "aligned": gguf(model | {"general.alignment": (4, 64)}, w | {"v": ([1], 0, 4)}, alignment=64),
+        "types": gguf(model, types),
+        "blocks": gguf(model, blocks),
+        "experts": gguf(model, {"blk.0.ffn_up_exps.weight": ([32, 2, 3], 8, 204), "s": ([], 0, 4)}),
+        "split": gguf(model, w, split=(0, 2, 2)),
+        "notes": gguf(model | {"monoquant.recipe": (8, json.dumps({"tied": {"b": "w"}, "restore": {}}))}, w),
+        "foreign": gguf(model, {"w": ([256], 13, 176)}),
+        "big-endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
+    }
+    for name, data in files.items():
+        write("checkpoint", f"gguf-{name}", data)
+
+
 torch_files()
 safetensors_files()
+layouts()
+gguf_files()
 total = sum(path.stat().st_size for path in HERE.rglob("*"))
 print(f"{sum(p.is_file() for p in HERE.rglob('*'))} files, {total} bytes")

@@ -8,7 +8,7 @@ use crate::{
     plan::{OnMismatch, Request},
     quantize::OnNonFinite,
     recipe::{LayerType, Override, Recipe},
-    scheme::{Activations, Method, PRESETS, Scheme, Strategy, preset},
+    scheme::{Activations, Method, PRESETS, Scheme, Strategy, preset, presets},
 };
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum, builder::PossibleValuesParser};
@@ -17,16 +17,16 @@ use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct Quantize {
-    /// A .safetensors, .pt, .pth, .bin or .ckpt file, or a directory with one or with shards and an index
+    /// A .safetensors, .pt, .pth, .bin, .ckpt or .gguf file, or a directory with one or with shards and an index
     #[arg(short, long, value_name = "CHECKPOINT")]
     pub model: PathBuf,
     #[command(flatten)]
     pub out: Out,
-    /// Bits a weight: 8 is preset w8a8 (w8a16 in formats without quantized inputs), 4 is w4a16, 16 is fp16 [default: 8]
+    /// Bits a weight: 8 is preset w8a8 (w8a16 in formats without quantized inputs, q8_0 of a GGUF model), 4 is w4a16 (q4_k_m), 16 is fp16 [default: 8]
     #[arg(short, long, value_parser = PossibleValuesParser::new(["4", "8", "16"]), conflicts_with = "preset")]
     bits: Option<String>,
-    /// A scheme by its usual name
-    #[arg(short, long, value_parser = PossibleValuesParser::new(PRESETS.map(|p| p.name)))]
+    /// A scheme by its usual name; those from q8_0 to q6_k are for GGUF models
+    #[arg(short, long, value_parser = PossibleValuesParser::new(presets().map(|p| p.name)))]
     preset: Option<String>,
     /// Whether ranges are centred on zero
     #[arg(short, long)]
@@ -136,7 +136,7 @@ impl Quantize {
         recipe.method = match preset.method {
             Method::Quantize(scheme) => Method::Quantize(self.changed(scheme)?),
             Method::Cast(to) => {
-                self.refuse_scheme_options(preset.name)?;
+                self.refuse_scheme_options(&format!("{}, which casts every float tensor", preset.name))?;
                 if formats.len() > 1 {
                     return Err(Error::Usage(format!(
                         "--format: {} casts, and so has no layout to choose",
@@ -145,7 +145,13 @@ impl Quantize {
                 }
                 Method::Cast(to)
             }
+            Method::Blocks(mixture) => {
+                let why = "a mixture of GGUF's block types, which fix schemes and groups";
+                self.refuse_scheme_options(&format!("{}, {why}", preset.name))?;
+                Method::Blocks(mixture)
+            }
         };
+        recipe.by_bits = self.preset.is_none();
         recipe.include.clone_from(&self.include);
         recipe.exclude.clone_from(&self.exclude);
         recipe.layer_types.clone_from(&self.layer_types);
@@ -229,8 +235,8 @@ impl Quantize {
         Ok(scheme)
     }
 
-    /// A cast has no scheme; silence would let somebody believe that it had.
-    fn refuse_scheme_options(&self, preset: &str) -> Result<()> {
+    /// A cast has no scheme, and blocks have their own; silence would let somebody believe otherwise.
+    fn refuse_scheme_options(&self, what: &str) -> Result<()> {
         let given = [
             ("--scheme", self.scheme.is_some()),
             ("--observer", self.observer.is_some()),
@@ -241,9 +247,7 @@ impl Quantize {
             ("--override", !self.overrides.is_empty()),
         ];
         match given.iter().find(|(_, given)| *given) {
-            Some((option, _)) => Err(Error::Usage(format!(
-                "{option} has no meaning for {preset}, which casts every float tensor"
-            ))),
+            Some((option, _)) => Err(Error::Usage(format!("{option} has no meaning for {what}"))),
             None => Ok(()),
         }
     }

@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use monoquant::reader::Checkpoint;
+use monoquant::{coded, quantize::Settings, reader::Checkpoint, tiles::Piece};
 
 /// Bytes of a tensor that are read.
 const MOST: u64 = 1 << 16;
@@ -58,6 +58,13 @@ pub fn open(path: &Path) {
     };
     let size = std::fs::metadata(path).unwrap().len();
     let source = checkpoint.source().unwrap();
+    if let Some(keys) = checkpoint.gguf() {
+        // key-values are written again as they were, behind magic, version and counts
+        let mut written = Vec::new();
+        keys.write(&mut written);
+        assert!(std::fs::read(path).unwrap()[24..].starts_with(&written));
+        drop(monoquant::inspect::inspect_checkpoint(&checkpoint));
+    }
     for (i, tensor) in checkpoint.tensors().iter().enumerate() {
         let (bytes, elem) = (tensor.info.bytes(), tensor.info.dtype.size() as u64);
         if tensor.strides.is_none() {
@@ -72,5 +79,38 @@ pub fn open(path: &Path) {
         source.read(i, middle, &mut second).unwrap();
         assert_eq!(first[middle as usize..], second);
         source.read(i, bytes - part, &mut first).unwrap();
+    }
+}
+
+/// Rows of a layer that are decoded.
+const ROWS: usize = 16;
+
+/// Looks for quantized layers; what is found can be decoded, and planned into other layouts.
+pub fn layers(path: &Path) {
+    open(path);
+    let Ok(checkpoint) = Checkpoint::open(path) else { return };
+    let tensors = monoquant::quantize::infos(&checkpoint);
+    let source = checkpoint.source().unwrap();
+    let sound = |e: monoquant::error::Error| assert!(!e.to_string().contains("internal error"), "{e}");
+    match coded::layers(&checkpoint, &source) {
+        Err(e) => sound(e),
+        Ok(found) => {
+            for layer in &found.coded {
+                match coded::qparams(&source, &tensors, &layer.coded) {
+                    Err(e) => sound(e),
+                    Ok(parameters) => {
+                        let rows = layer.coded.rows.min(ROWS);
+                        let piece = Piece { row: 0, rows, col: 0, cols: layer.coded.cols };
+                        let decoded = coded::decode_rows(&source, layer, &parameters, piece).unwrap();
+                        assert_eq!(decoded.len(), piece.elements());
+                    }
+                }
+            }
+        }
+    }
+    monoquant::validate::validate(path).map(drop).unwrap_or_else(sound);
+    let settings = Settings { output: Some(path.with_file_name("out")), ..Settings::default() };
+    for format in monoquant::formats::ALL {
+        monoquant::convert::prepare(path, &[format], 1 << 20, &settings).map(drop).unwrap_or_else(sound);
     }
 }
