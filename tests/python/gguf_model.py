@@ -118,19 +118,20 @@ def keys(file) -> dict[str, object]:
     }
 
 
-def save_wide_llama(path):
+def save_wide_llama(path, layers: int = 4, tied: bool = False):
     """A random Llama whose rows are whole blocks of 256, which K-quants need and tiny-llama's are not."""
     torch.manual_seed(0)
     config = T.LlamaConfig(
         vocab_size=320,
         hidden_size=256,
         intermediate_size=512,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,
         max_position_embeddings=256,
         rope_theta=10000.0,
+        tie_word_embeddings=tied,
     )
     model = T.LlamaForCausalLM(config)
     for parameter in model.parameters():

@@ -47,9 +47,16 @@ def test_blocks_are_ggmls_or_lose_no_more(preset, model, tmp_path):
     assert compared == 30
 
 
+@pytest.fixture(scope="module", params=[(4, False), (19, True)], ids=["4 layers", "19 layers, tied"])
+def deep(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("deep")
+    return write_gguf(save_wide_llama(path / "model", *request.param), path / "deep.gguf", torch.bfloat16)
+
+
 @presets
-def test_mixtures_are_llama_quantizes(preset, model, tmp_path):
+def test_mixtures_are_llama_quantizes(preset, deep, tmp_path):
     """The same type for every tensor; where llama-quantize takes Q5_K, Q6_K stands."""
+    model = deep
     quantize(model, tmp_path / "q.gguf", "--preset", preset)
     llama_quantize(model, tmp_path / "llama.gguf", FILE_TYPES[preset])
     ours, theirs = stored(tmp_path / "q.gguf"), stored(tmp_path / "llama.gguf")
