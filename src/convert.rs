@@ -130,10 +130,14 @@ impl Conversion<'_> {
             if format.weight_only() {
                 layer.scheme.activations = Activations::Float;
             }
-            if format.name() == "compressed-tensors"
-                && matches!(coded.coded.layout, Layout::Packed | Layout::Int8)
-            {
-                self.problems.push(format!("{name}: is in the layout of compressed-tensors already"));
+            let own = match coded.coded.layout {
+                Layout::Packed | Layout::Int8 => "compressed-tensors",
+                Layout::Gptq { less_one: true } => "gptq",
+                Layout::Gptq { less_one: false } => "the second version of gptq",
+                Layout::Awq => "awq",
+            };
+            if format.name() == own {
+                self.problems.push(format!("{name}: is in the layout of {own} already"));
                 continue;
             }
             if let Some(refusal) = format.refuses(&layer) {

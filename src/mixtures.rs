@@ -92,6 +92,7 @@ const KEPT: [(&str, &str); 44] = {
         ("glm5-next:attn_kv_a_mqa.weight", SMALL),
         ("glm5-next:attn_k_b.weight", SMALL),
         ("glm5-next:attn_v_b.weight", SMALL),
+        // llama-quantize makes these Q8_0, whatever the mixture
         ("glm5-next:attn_q_", SMALL),
     ]
 };

@@ -190,6 +190,12 @@ pub(crate) fn finish_preparing(
     let mut plan = plan;
     if let Some(plan) = &mut plan {
         plan.notes.extend(left_overs(path));
+        if matches!(destination, Destination::Directory(_)) {
+            let configs = checkpoint.companions().iter().filter(|c| is_config_of_a_format(c));
+            plan.notes.extend(configs.map(|c| {
+                format!("{}: says how the input was quantized, and is left out or replaced", c.display())
+            }));
+        }
         let stays_behind = checkpoint.is_directory() && destination.container() != Container::Gguf;
         if stays_behind && matches!(destination, Destination::File(_)) {
             plan.notes.push("a single file holds tensors and recipe only: config.json, tokenizer and all else stay behind".into());

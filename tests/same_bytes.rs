@@ -185,5 +185,5 @@ fn every_kernel_compiles_on_every_adapter() {
         let outcome = backend.check(false).unwrap();
         assert!(outcome.cases > 1000 && outcome.differences.is_empty(), "{:?}", outcome.differences.first());
     }
-    assert_eq!(kernels::ALL.len(), 9);
+    assert_eq!(kernels::ALL.len(), 14);
 }

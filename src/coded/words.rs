@@ -1,6 +1,6 @@
 //! Layers of GPTQ and AWQ checkpoints: `qweight`, `qzeros`, `scales`, `g_idx`.
 
-use super::{CodedLayer, quantization_config};
+use super::{CodedLayer, qparams, quantization_config};
 use crate::{
     error::{Error, Result},
     plan::{Coded, Layout},
@@ -75,8 +75,6 @@ pub fn layer(
         1 => Strategy::Channel,
         n => Strategy::Group { group_size: cols / n },
     };
-    let stated = quantization_config(checkpoint).and_then(|config| config.get("sym")?.as_bool());
-    let symmetric = layout != Layout::Awq && stated.unwrap_or(true);
     let coded = Coded {
         bits,
         layout,
@@ -86,6 +84,16 @@ pub fn layer(
         scales: (scales, scale_dtype),
         zero_points: Some(zero_points),
         output: scale_dtype,
+    };
+    let stated = quantization_config(checkpoint).and_then(|config| config.get("sym")?.as_bool());
+    let symmetric = match (layout, stated) {
+        (Layout::Awq, _) => false,
+        (_, Some(symmetric)) => symmetric,
+        (_, None) => match qparams(source, tensors, &coded) {
+            Ok((_, offsets)) => offsets.iter().all(|&z| z == 0),
+            Err(Error::Refused(_)) => false,
+            Err(e) => return Err(e),
+        },
     };
     Ok(CodedLayer { name, shape: vec![rows, cols], codes, parts, symmetric, coded, strategy, origin: None })
 }

@@ -4,6 +4,7 @@ use super::{Out, chosen_formats, format_names};
 use crate::{
     calibration::Calibration,
     error::{Error, Result},
+    formats::{self, OutputFormat},
     observer::Observer,
     plan::{OnMismatch, Request},
     quantize::OnNonFinite,
@@ -137,17 +138,13 @@ impl Quantize {
             Method::Quantize(scheme) => Method::Quantize(self.changed(scheme)?),
             Method::Cast(to) => {
                 self.refuse_scheme_options(&format!("{}, which casts every float tensor", preset.name))?;
-                if formats.len() > 1 {
-                    return Err(Error::Usage(format!(
-                        "--format: {} casts, and so has no layout to choose",
-                        preset.name
-                    )));
-                }
+                refuse_layouts(&formats, &format!("{}, which casts every float tensor", preset.name))?;
                 Method::Cast(to)
             }
             Method::Blocks(mixture) => {
                 let why = "a mixture of GGUF's block types, which fix schemes and groups";
                 self.refuse_scheme_options(&format!("{}, {why}", preset.name))?;
+                refuse_layouts(&formats, &format!("{}, {why}", preset.name))?;
                 Method::Blocks(mixture)
             }
         };
@@ -251,4 +248,14 @@ impl Quantize {
             None => Ok(()),
         }
     }
+}
+
+/// Layouts where nothing has one.
+fn refuse_layouts(formats: &[&dyn OutputFormat], what: &str) -> Result<()> {
+    if let [only] = formats
+        && only.name() == formats::ALL[0].name()
+    {
+        return Ok(()); // nothing was said
+    }
+    Err(Error::Usage(format!("--format has no meaning for {what}")))
 }
