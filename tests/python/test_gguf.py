@@ -27,8 +27,8 @@ FILE_TYPES = {"q4_0": 2, "q4_1": 3, "q8_0": 7, "q4_k_s": 14, "q4_k_m": 15, "q6_k
 SIMPLE = {"q8_0": Kind.Q8_0, "q4_0": Kind.Q4_0, "q4_1": Kind.Q4_1}
 MODELS = ["tiny", "wide"]
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-# llama.cpp quantizes inputs to 8 bits where it multiplies with blocks. Measured: at most 0.012.
-BLOCK_ERROR = 0.03
+# llama.cpp quantizes inputs to 8 bits where it multiplies with blocks. Measured: at most 0.0035.
+BLOCK_ERROR = 0.01
 
 presets = pytest.mark.parametrize("preset", FILE_TYPES)
 models = pytest.mark.parametrize("model", MODELS)
@@ -111,7 +111,7 @@ def test_llama_cpp_computes_with_them(preset, model, directories, files, tmp_pat
     found, dense = log_probabilities(tmp_path / "q.gguf"), log_probabilities(tmp_path / "d.gguf")
     assert relative_error(found, dense) < BLOCK_ERROR
     loss = relative_error(dense, expected_log_probabilities(directories[model]))
-    assert loss < (0.02 if preset in ("q8_0", "q6_k") else 0.3)
+    assert loss < (0.02 if preset in ("q8_0", "q6_k") else 0.1)  # measured: at most 0.010, and 0.043
 
 
 @models
