@@ -4,6 +4,7 @@ pub mod awq;
 pub mod compressed_tensors;
 mod fused;
 pub mod gptq;
+mod gptqmodel;
 
 use crate::{
     packing::ZeroPoints,

@@ -116,15 +116,18 @@ pub fn warnings(entries: &[Entry]) -> Vec<String> {
         warnings.push("every matrix was quantized, embeddings and output head (if any) too; these usually cost accuracy".into());
     }
     for entry in entries {
-        let (Some(scheme), Some(sqnr)) = (entry.row.scheme, entry.sqnr_db) else { continue };
-        let bound = if scheme.bits == 4 { 10.0 } else { 20.0 };
+        let Some(sqnr) = entry.sqnr_db else { continue };
+        // a type of GGUF's blocks says its bits first: Q4_K
+        let of_block = entry.row.action.strip_prefix('Q').and_then(|rest| rest.chars().next()?.to_digit(10));
+        let bits = entry.row.scheme.map(|scheme| scheme.bits).or(of_block).unwrap_or(8);
+        let bound = if bits == 4 { 10.0 } else { 20.0 };
         if sqnr < bound {
             warnings.push(format!(
-                "{}: SQNR {sqnr:.1} dB is low for {} bits (under {bound} dB)",
-                entry.row.name, scheme.bits
+                "{}: SQNR {sqnr:.1} dB is low for {bits} bits (under {bound} dB)",
+                entry.row.name
             ));
         }
-        if entry.row.after >= entry.row.before {
+        if let Some(scheme) = entry.row.scheme.filter(|_| entry.row.after >= entry.row.before) {
             warnings.push(format!(
                 "{}: codes and scales take more room than the weights did ({}); --on-mismatch channel or keep is better",
                 entry.row.name, scheme.strategy

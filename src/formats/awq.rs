@@ -6,6 +6,7 @@
 use super::{
     OutputFormat, Part, Quantized, Refusal, fused,
     gptq::{not_a_packed_linear, part_name, undivided},
+    gptqmodel,
 };
 use crate::{
     packing::ZeroPoints,
@@ -97,8 +98,10 @@ impl OutputFormat for Awq {
         })
     }
 
-    fn loader_notes(&self, layers: &[&Layer], kept: &[String], _model_types: &[String]) -> Vec<String> {
-        shortened(fused::that_differ(layers, kept, |_, _| false))
+    fn loader_notes(&self, layers: &[&Layer], kept: &[String], model_types: &[String]) -> Vec<String> {
+        let mut notes = gptqmodel::notes(self.name(), layers, model_types);
+        notes.extend(shortened(fused::that_differ(layers, kept, |_, _| false)));
+        notes
     }
 }
 

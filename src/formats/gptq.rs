@@ -5,7 +5,7 @@
 //! `M.scales` F16 `[groups, out]`, `M.qzeros` I32 `[groups, out·bits/32]`, which store one less than the zero point, and
 //! `M.g_idx` I32 `[in]`, the group of every input.
 
-use super::{OutputFormat, Part, Quantized, Refusal, fused};
+use super::{OutputFormat, Part, Quantized, Refusal, fused, gptqmodel};
 use crate::{
     packing::ZeroPoints,
     plan::shortened,
@@ -111,8 +111,8 @@ impl OutputFormat for Gptq {
         Some("quantize_config.json")
     }
 
-    fn loader_notes(&self, layers: &[&Layer], kept: &[String], _model_types: &[String]) -> Vec<String> {
-        let mut notes = Vec::new();
+    fn loader_notes(&self, layers: &[&Layer], kept: &[String], model_types: &[String]) -> Vec<String> {
+        let mut notes = gptqmodel::notes(self.name(), layers, model_types);
         let sizes = |l: &&Layer| match l.scheme.strategy {
             Strategy::Group { group_size } => ![32, 64, 128].contains(&group_size),
             _ => false,
