@@ -4,5 +4,6 @@
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let split = bytes.iter().position(|&b| b == 255);
     let (config, file) = split.map_or((&b"{}"[..], bytes), |at| (&bytes[..at], &bytes[at + 1..]));
-    fuzz::with_file("config.json", config, |_| fuzz::with_file("model.safetensors", file, fuzz::layers));
+    fuzz::put("config.json", config);
+    fuzz::with_file("model.safetensors", file, fuzz::layers);
 });

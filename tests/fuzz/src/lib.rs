@@ -38,16 +38,22 @@ static COUNTING: Counting = Counting;
 
 /// Runs `test` on a file of this name in memory, and panics if it takes more memory than such a file may.
 pub fn with_file(name: &str, bytes: &[u8], test: impl FnOnce(&Path)) {
-    static FOLDER: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
-    let folder =
-        FOLDER.get_or_init(|| std::env::var_os("MONOQUANT_FUZZ").expect("tests/fuzz/run sets it").into());
-    let path = folder.join(name);
-    std::fs::write(&path, bytes).unwrap();
+    let path = put(name, bytes);
     let before = LIVE.load(Relaxed);
     PEAK.store(before, Relaxed);
     test(&path);
     let taken = PEAK.load(Relaxed) - before;
     assert!(taken <= BUFFERS + bytes.len() * A_BYTE, "{taken} bytes of memory for {} of a file", bytes.len());
+}
+
+/// Writes a file in memory.
+pub fn put(name: &str, bytes: &[u8]) -> PathBuf {
+    static FOLDER: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    let folder =
+        FOLDER.get_or_init(|| std::env::var_os("MONOQUANT_FUZZ").expect("tests/fuzz/run sets it").into());
+    let path = folder.join(name);
+    std::fs::write(&path, bytes).unwrap();
+    path
 }
 
 /// Opens a file; if that succeeds, all of its tensors lie in it, and can be read.
