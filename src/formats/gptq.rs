@@ -122,6 +122,9 @@ impl OutputFormat for Gptq {
                 "vLLM's GPU kernels take groups of 32, 64 or 128 weights only, or whole rows".to_owned(),
             );
         }
+        if layers.iter().any(|l| l.scheme.bits == 8) {
+            notes.push("vLLM's CPU engine has no kernel for 8-bit GPTQ; its GPU engine has".to_owned());
+        }
         if layers.windows(2).any(|w| arguments(&w[0].scheme) != arguments(&w[1].scheme)) {
             notes.push(
                 "transformers reads no `dynamic` in GPTQ's config and takes all layers for alike: mixed bits or group \

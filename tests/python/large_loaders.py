@@ -15,7 +15,8 @@ TINY_LLAMA = REPOSITORY / "tests" / "data" / "tiny-llama"
 PROMPT = "There he found occupation for an idle hour, and consolation in a distressed one; there his faculties were"
 TOKENS = [256, *PROMPT.encode()]
 DOWN = r"layers\.1\.mlp\.down_proj"
-# Name → options, and the programs that should load it. vLLM's CPU engine has no kernels for 8-bit pack-quantized.
+# Name → options, and the programs that should load it. vLLM's CPU engine has no kernels for 8-bit weights with float
+# inputs: "Failed to find a kernel that can implement the WNA16 linear layer" and "Marlin does not support uint8b128".
 LAYOUTS = {
     "ct w4a16 g128": (["--bits", 4], "vllm"),
     "ct w4a16 g32": (["--bits", 4, "--group-size", 32], "vllm"),
