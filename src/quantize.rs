@@ -1,11 +1,13 @@
 //! From a checkpoint to a checkpoint: open, plan, read → backend → format → write, report.
 
+mod companions;
 mod gguf;
+
+use companions::{add_companions, is_config_of_a_format, output_bytes};
 
 use crate::{
     device::{self, Device},
     error::{Error, Result},
-    formats,
     gpu::GpuOptions,
     plan::{self, NonFinite, Plan, Request, Work},
     reader::{Checkpoint, gguf::shard_name},
@@ -13,7 +15,7 @@ use crate::{
     report::{Entry, Report, Squares, warnings},
     stream::{JobResult, Stream, count_not_finite},
     tensor::TensorInfo,
-    writer::{Container, Destination, FileLayout, Output, Writer, free_bytes},
+    writer::{Container, Destination, Output, Writer, free_bytes},
 };
 use std::{
     path::{Path, PathBuf},
@@ -243,21 +245,6 @@ fn is_empty_directory(path: &Path) -> bool {
     path.is_dir() && path.read_dir().is_ok_and(|mut entries| entries.next().is_none())
 }
 
-fn output_bytes(checkpoint: &Checkpoint, plan: &Plan, destination: &Destination) -> Result<u64> {
-    let mut needed = 0;
-    for file in &plan.files {
-        needed += file.size()?;
-    }
-    if matches!(destination, Destination::Directory(_)) && checkpoint.is_directory() {
-        for companion in checkpoint.companions() {
-            let path = checkpoint.path().join(companion);
-            let bytes = path.metadata().map_err(Error::io("read", path))?.len();
-            needed += bytes * plan.folders.len() as u64;
-        }
-    }
-    Ok(needed)
-}
-
 /// The tensors of a checkpoint, in reading order.
 pub fn infos(checkpoint: &Checkpoint) -> Vec<TensorInfo> {
     checkpoint.tensors().iter().map(|t| t.info.clone()).collect()
@@ -356,40 +343,6 @@ pub fn execute_into(
         return Err(Error::Interrupted);
     }
     Ok(report(prepared, &results, device, start))
-}
-
-fn add_companions(checkpoint: &Checkpoint, plan: &Plan, writer: &mut Writer) -> Result<()> {
-    for folder in &plan.folders {
-        let place = |name: &Path| Path::new(&folder.name).join(name);
-        let files: Vec<&FileLayout> = plan.files.iter().filter(|file| file.folder == folder.name).collect();
-        if files.len() > 1 {
-            let index = pretty(&plan::index(&files));
-            writer.add_file(&place(Path::new("model.safetensors.index.json")), index.as_bytes())?;
-        }
-        if !checkpoint.is_directory() {
-            continue;
-        }
-        if let Some(config) = &folder.config {
-            writer.add_file(&place(Path::new("config.json")), pretty(config).as_bytes())?;
-        }
-        let entry = folder.config.as_ref().and_then(|config| config.get("quantization_config"));
-        if let (Some(name), Some(entry)) = (folder.config_file, entry) {
-            writer.add_file(&place(Path::new(name)), pretty(entry).as_bytes())?;
-        }
-        for companion in checkpoint.companions().iter().filter(|c| !is_config_of_a_format(c)) {
-            writer.copy_file(&checkpoint.path().join(companion), &place(companion))?;
-        }
-    }
-    Ok(())
-}
-
-/// Files that say how the input was quantized: they would contradict the output.
-fn is_config_of_a_format(companion: &Path) -> bool {
-    formats::ALL.iter().any(|format| format.config_file().is_some_and(|name| companion == Path::new(name)))
-}
-
-fn pretty(value: &serde_json::Value) -> String {
-    format!("{value:#}\n")
 }
 
 fn report(prepared: &Prepared, results: &[JobResult], device: &Device, start: Instant) -> Report {

@@ -15,6 +15,7 @@ pub mod gguf;
 pub(crate) mod handles;
 pub(crate) mod json;
 pub mod memory;
+mod naming;
 mod pickle;
 mod safetensors;
 mod source;
@@ -22,6 +23,8 @@ pub(crate) mod strided;
 #[cfg(test)]
 mod tests;
 mod torch;
+
+use naming::{enumerate, enumerate_some, prefer_listed};
 
 pub use source::Source;
 
@@ -380,18 +383,6 @@ fn read_header(path: &Path) -> Result<Header> {
     Err(Error::format(path, format!("{what}; {ACCEPTED}")))
 }
 
-/// Of tied names, keeps the tensor under one that the index lists.
-fn prefer_listed(header: &mut Header, names: &HashSet<String>) {
-    for (info, ..) in header.tensors.iter_mut().filter(|(info, ..)| !names.contains(&info.name)) {
-        let listed = header.tied.iter().find(|(other, name)| **name == info.name && names.contains(*other));
-        if let Some(other) = listed.map(|(other, _)| other.clone()) {
-            header.tied.remove(&other);
-            header.tied.values_mut().filter(|name| **name == info.name).for_each(|n| n.clone_from(&other));
-            info.name = other;
-        }
-    }
-}
-
 fn read_config(path: &Path) -> Result<serde_json::Value> {
     match json::read(path)? {
         config @ serde_json::Value::Object(_) => Ok(config),
@@ -401,18 +392,4 @@ fn read_config(path: &Path) -> Result<serde_json::Value> {
 
 fn has_extension(path: &Path, extension: &str) -> bool {
     path.extension().and_then(OsStr::to_str).is_some_and(|e| e.eq_ignore_ascii_case(extension))
-}
-
-/// Names for a message: the first few, and how many more there are.
-fn enumerate<T: AsRef<str>>(names: &[T]) -> String {
-    enumerate_some(&names[..names.len().min(SHOWN)], names.len())
-}
-
-/// The same where only the first few of `all` are at hand.
-fn enumerate_some<T: AsRef<str>>(shown: &[T], all: usize) -> String {
-    let names: Vec<String> = shown.iter().map(|n| format!("`{}`", n.as_ref())).collect();
-    match all - names.len() {
-        0 => names.join(", "),
-        more => format!("{} and {more} more", names.join(", ")),
-    }
 }
