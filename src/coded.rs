@@ -125,6 +125,14 @@ pub fn layers(checkpoint: &Checkpoint, source: &Source) -> Result<Layers> {
             Err(e) => return Err(e),
         }
     }
+    for layer in &layers.coded {
+        if let Some(&i) = by_name.get(layer.name.as_str()).filter(|i| !layer.parts.contains(i)) {
+            problems.push(format!(
+                "{}: there is a weight ({}) beside its codes ({}); which of them counts cannot be known",
+                layer.name, tensors[i].dtype, tensors[layer.codes].name
+            ));
+        }
+    }
     let mut orphans: BTreeMap<String, (bool, Vec<&str>)> = BTreeMap::new();
     let quantized = quantization_config(checkpoint).is_some()
         || !layers.coded.is_empty()
@@ -137,7 +145,7 @@ pub fn layers(checkpoint: &Checkpoint, source: &Source) -> Result<Layers> {
         });
         let word_module = ["qzeros", "scales", "g_idx"].iter().find_map(|part| info.name.strip_suffix(part));
         if let Some(module) = word_module.filter(|m| of_words && (m.is_empty() || m.ends_with('.'))) {
-            if !refused_modules.contains(module) {
+            if refused_modules.insert(module) {
                 problems.push(format!("{module}weight: {module}qweight is missing; there is {}", info.name));
             }
             continue;

@@ -1,18 +1,19 @@
 //! The plan that takes quantized layers from one layout to another: the same codes, scales and zero points.
 
 use crate::{
-    coded::{CodedLayer, Layers, layers, qparams},
+    coded::{CodedLayer, Layers, layers, qparams, quantization_config},
     error::{Error, Result},
     formats::{OutputFormat, Part, Quantized, module},
     inspect,
     names::{Facts, Kind, heads_without_a_tensor},
     observer::Observer,
     plan::{Folder, Job, Layout, Place, Plan, Row, Work, kept_modules, lay_out, quantized, shortened},
-    quantize::{Prepared, Settings, destination, finish_preparing, infos},
+    quantize::{Prepared, Settings, as_directory, destination, finish_preparing, infos},
     reader::{Checkpoint, Source},
     recipe::{Layer, LayerType, Reason},
     scheme::{Activations, Grid, Scheme},
     tensor::{Float, TensorInfo, View},
+    validate::mismatches,
     writer::Destination,
 };
 use serde_json::{Value, json};
@@ -27,7 +28,10 @@ pub fn prepare(
 ) -> Result<Prepared> {
     let checkpoint = Checkpoint::open(model)?;
     let suffix = if formats.len() == 1 { formats[0].name() } else { "converted" };
-    let destination = destination(&checkpoint, settings, suffix);
+    let mut destination = destination(&checkpoint, settings, suffix);
+    if formats.len() > 1 && settings.output.is_none() {
+        destination = as_directory(destination);
+    }
     prepare_checkpoint(checkpoint, formats, max_shard_size, settings, destination)
 }
 
@@ -75,6 +79,12 @@ fn plan(
         return Err(Error::refused(
             "no quantized layer found, and so nothing to convert; monoquant quantize makes some",
         ));
+    }
+    if let Some(config) = quantization_config(checkpoint) {
+        let mismatches = mismatches(config, &coded);
+        if !mismatches.is_empty() {
+            return Err(Error::Refused(mismatches));
+        }
     }
     let mut conversion = Conversion {
         checkpoint,
@@ -289,7 +299,7 @@ impl Conversion<'_> {
             }
         }
         if !self.problems.is_empty() {
-            return Err(Error::Refused(shortened_problems(self.problems)));
+            return Err(Error::Refused(self.problems));
         }
         self.plan.notes = shortened(notes);
         lay_out(&mut self.plan, self.outputs, max_shard_size, metadata);
@@ -318,15 +328,4 @@ fn not_exact(scales: &[u32], to: Float) -> Option<String> {
         to.decode(&bytes).to_bits() != s
     })?;
     Some(format!("scale {i}, {:e}, would change", f32::from_bits(scales[i])))
-}
-
-/// The same problem of hundreds of layers says no more than that of a few.
-fn shortened_problems(mut problems: Vec<String>) -> Vec<String> {
-    const SHOWN: usize = 10;
-    if problems.len() > SHOWN + 1 {
-        let more = problems.len() - SHOWN;
-        problems.truncate(SHOWN);
-        problems.push(format!("… and {more} more"));
-    }
-    problems
 }

@@ -74,11 +74,18 @@ impl Error {
     }
 }
 
+/// Problems that are shown of many: they are often the same of every layer.
+const SHOWN: usize = 20;
+
 fn list(problems: &[String]) -> String {
     match problems {
         [one] => one.clone(),
         many => {
-            let lines: String = many.iter().map(|p| format!("\n  - {p}")).collect();
+            let shown = if many.len() > SHOWN + 1 { SHOWN } else { many.len() };
+            let mut lines: String = many[..shown].iter().map(|p| format!("\n  - {p}")).collect();
+            if shown < many.len() {
+                lines += &format!("\n  … and {} more", many.len() - shown);
+            }
             format!("{} problems:{lines}", many.len())
         }
     }

@@ -268,9 +268,10 @@ pub fn plan(
     if nothing && problems.is_empty() {
         problems.push(match recipe.method {
             Method::Quantize(_) | Method::Blocks(_) => {
-                "no layer is left to quantize; --dry-run lists why each tensor is kept, and \
-                 --include, --layer-types and --min-params choose others"
-                    .into()
+                let why = why_kept(&builder.plan.rows);
+                format!(
+                    "no layer is left to quantize ({why}); --include, --layer-types and --min-params choose others"
+                )
             }
             Method::Cast(to) => {
                 format!("nothing to cast: no float tensor has another dtype than {}", to.dtype())
@@ -282,6 +283,12 @@ pub fn plan(
     let model_types = Facts::new(config, tensors).model_types;
     let mut plan_notes = Vec::new();
     if matches!(recipe.method, Method::Quantize(_)) {
+        if request.formats.len() > 1 {
+            plan_notes.push(format!(
+                "{} layouts: sizes are those of all together, and SQNR is that of the worst",
+                request.formats.len()
+            ));
+        }
         for (number, format) in request.formats.iter().enumerate() {
             let several =
                 if request.formats.len() > 1 { format!("{}: ", format.name()) } else { String::new() };
@@ -311,6 +318,22 @@ pub fn plan(
     }
     lay_out(&mut plan, outputs, request.max_shard_size, metadata);
     Ok(plan)
+}
+
+/// The reasons for which matrices are kept, with an example of each.
+pub(crate) fn why_kept(rows: &[Row]) -> String {
+    let mut reasons: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.shape.len() >= 2) {
+        reasons.entry(row.reason.as_deref().unwrap_or(&row.action)).or_insert((0, &row.name)).0 += 1;
+    }
+    if reasons.is_empty() {
+        return "there is no matrix".into();
+    }
+    let told = reasons.iter().take(8).map(|(reason, (count, name))| match count {
+        1 => format!("{name}: {reason}"),
+        n => format!("{name} and {} more: {reason}", n - 1),
+    });
+    told.collect::<Vec<_>>().join("; ")
 }
 
 /// The first of many similar notes; every row of the plan has its own reason.

@@ -3,7 +3,7 @@
 mod companions;
 mod gguf;
 
-use companions::{add_companions, is_config_of_a_format, output_bytes};
+use companions::{add_companions, is_config_of_a_format, output_bytes, replaced_input};
 
 use crate::{
     device::{self, Device},
@@ -86,7 +86,10 @@ pub fn prepare(
 ) -> Result<Prepared> {
     let checkpoint = Checkpoint::open(model)?;
     let request = &gguf::adapted(request, &checkpoint)?;
-    let destination = destination(&checkpoint, settings, &request.recipe.preset);
+    let mut destination = destination(&checkpoint, settings, &request.recipe.preset);
+    if request.formats.len() > 1 && settings.output.is_none() {
+        destination = as_directory(destination);
+    }
     prepare_checkpoint(checkpoint, request, on_non_finite, settings, destination)
 }
 
@@ -145,7 +148,8 @@ pub(crate) fn finish_preparing(
             let mut foreign = foreign(&plan, container);
             if plan.folders.len() > 1 && !matches!(destination, Destination::Directory(_)) {
                 foreign.push(format!(
-                    "{}: is one file; several formats go to folders of a directory, which --output names",
+                    "{}: is one file, by the ending of its name; several formats go to folders of a directory, which \
+                     --output names",
                     destination.path().display()
                 ));
             }
@@ -169,13 +173,7 @@ pub(crate) fn finish_preparing(
             path.display()
         ));
     }
-    let inside = |path: &Path| path.canonicalize().ok();
-    if inside(path).is_some_and(|p| Some(p) == inside(checkpoint.path())) {
-        problems.push(format!(
-            "{}: the output would replace the input; --output names another place",
-            path.display()
-        ));
-    }
+    problems.extend(replaced_input(&checkpoint, path));
     if let Some(plan) = &plan {
         let needed = output_bytes(&checkpoint, plan, &destination)?;
         match free_bytes(path) {
@@ -198,9 +196,15 @@ pub(crate) fn finish_preparing(
                 format!("{}: says how the input was quantized, and is left out or replaced", c.display())
             }));
         }
-        let stays_behind = checkpoint.is_directory() && destination.container() != Container::Gguf;
-        if stays_behind && matches!(destination, Destination::File(_)) {
-            plan.notes.push("a single file holds tensors and recipe only: config.json, tokenizer and all else stay behind".into());
+        let of_gguf = checkpoint.gguf().is_some();
+        if of_gguf && destination.container() != Container::Gguf {
+            plan.notes.push("tokenizer and architecture stay behind: only a GGUF file holds them, and --output NAME.gguf writes one".into());
+        } else if checkpoint.is_directory() && matches!(destination, Destination::File(_)) {
+            let kept = if of_gguf { "the model" } else { "tensors and recipe only" };
+            let others = if of_gguf { "other files" } else { "config.json, tokenizer and all else" };
+            if !of_gguf || !checkpoint.companions().is_empty() || checkpoint.config().is_some() {
+                plan.notes.push(format!("a single file holds {kept}: {others} stay behind"));
+            }
         }
     }
     match plan {
@@ -288,6 +292,14 @@ pub(crate) fn destination(checkpoint: &Checkpoint, settings: &Settings, suffix: 
     Destination::of(path)
 }
 
+/// A default name for several formats, which go to folders.
+pub(crate) fn as_directory(destination: Destination) -> Destination {
+    match destination {
+        Destination::File(path) => Destination::Directory(path.with_extension("")),
+        other => other,
+    }
+}
+
 /// Bytes of input that a plan reads, for a progress bar.
 pub fn work_bytes(prepared: &Prepared) -> u64 {
     let size = |job: &plan::Job| match job.work {
@@ -365,7 +377,17 @@ fn report(prepared: &Prepared, results: &[JobResult], device: &Device, start: In
         }
         entry.saturated = (result.saturated > 0).then_some(result.saturated);
     }
-    let mut all_warnings = warnings(&entries);
+    let computed = |job: &plan::Job| matches!(job.work, Work::Quantize(_) | Work::QuantizeBlocks(_));
+    let quantizes = plan.jobs.iter().any(computed);
+    let mut all_warnings = if quantizes { warnings(&entries) } else { Vec::new() };
+    for (job, result) in plan.jobs.iter().zip(results) {
+        if result.squares.first().is_some_and(|squares| squares.signal == 0.0) {
+            all_warnings.push(format!(
+                "{}: all its weights are zero, or below the smallest normal f32, which counts as zero",
+                plan.rows[job.row].name
+            ));
+        }
+    }
     all_warnings.extend(entries.iter().filter_map(|e| {
         e.saturated
             .map(|n| format!("{}: {n} values were clamped to the largest of the new dtype", e.row.name))

@@ -246,7 +246,12 @@ fn conversions_that_would_lose_something_are_refused() {
         &["model.layers.0.mlp.down_proj.weight: gptq holds symmetric codes only"],
     );
     case(&half, &["-b", "8"], "awq", &["awq holds 4 bits, not 8"]);
-    case(&half, &["-b", "4", "--strategy", "channel"], "awq", &["--group-size 128 fits"]);
+    case(
+        &half,
+        &["-b", "4", "--strategy", "channel"],
+        "awq",
+        &["awq has groups of one size for all layers, and this one has scales by channel"],
+    );
     case(
         &half,
         &["-b", "4", "--group-size", "32"],
@@ -276,7 +281,7 @@ fn conversions_that_would_lose_something_are_refused() {
     directory(&folder.path("model"), &half, &llama_config());
     ok(&["quantize", "-m", &model, "-o", &coded, "-f", "-b", "4", "--group-size", "32"]);
     let text = refused(&["convert", "-m", &coded, "--format", "gptq,awq", "-o", &file]);
-    assert!(text.contains("is one file; several formats go to folders of a directory"), "{text}");
+    assert!(text.contains("is one file, by the ending of its name; several formats go to folders"), "{text}");
 }
 
 #[test]
@@ -391,4 +396,45 @@ fn overrides_and_kept_siblings_are_told_to_loaders_and_to_the_user() {
     });
     assert_eq!(*dynamic, expected);
     assert!(run(&["validate", &out]).status.success());
+}
+
+/// Not even `--force` may take away what is read, wherever it lies.
+#[test]
+fn nothing_of_the_input_is_replaced() {
+    let folder = Folder::new();
+    sharded(&folder.path("all/model"), &llama(Float::F16), &llama_config());
+    let [all, model] = ["all", "all/model"].map(|n| folder.text(n));
+    let shard = folder.text("all/model/model-00002-of-00002.safetensors");
+    let quantize = ["quantize", "-f", "-b", "4", "--group-size", "32"];
+    for (input, output) in
+        [(&model, &all), (&model, &model), (&model, &shard), (&shard, &model), (&shard, &shard)]
+    {
+        let text = refused(&[&quantize[..], &["-m", input, "-o", output]].concat());
+        assert!(text.contains("the output would replace the input"), "{input} to {output}: {text}");
+    }
+    // the layout that several formats leave
+    let both = folder.text("both");
+    ok(&[&quantize[..], &["-m", &model, "-o", &both, "--format", "gptq,compressed-tensors"]].concat());
+    let gptq = folder.text("both/gptq");
+    for arguments in [
+        &["convert", "--format", "awq", "-m", &gptq, "-o", &both, "-f"][..],
+        &["dequantize", "-m", &gptq, "-o", &both, "-f"],
+    ] {
+        let text = refused(arguments);
+        assert!(text.contains("the output would replace the input"), "{text}");
+    }
+    assert!(run(&["validate", &gptq]).status.success());
+    // beside the input, or in it, is a place like any other
+    ok(&[&quantize[..], &["-m", &model, "-o", &folder.text("all/model/inside")]].concat());
+    ok(&[&quantize[..], &["-m", &model, "-o", &both]].concat());
+}
+
+#[test]
+fn a_single_file_in_several_formats_becomes_a_folder() {
+    let folder = Folder::new();
+    save(&folder.path("one.safetensors"), &llama(Float::F16));
+    let input = folder.text("one.safetensors");
+    ok(&["quantize", "-m", &input, "-b", "4", "--group-size", "32", "--format", "gptq,awq"]);
+    assert_eq!(names(&folder.path("one-w4a16")), ["awq", "gptq"]);
+    assert_eq!(names(&folder.path("one-w4a16/awq")), ["model.safetensors"]);
 }

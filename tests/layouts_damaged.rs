@@ -24,6 +24,8 @@ fn damaged(format: &str, change: impl Fn(&mut Tensors, &mut Value)) -> String {
     let validated = run(&["validate", &coded]);
     assert_eq!(validated.status.code(), Some(2), "validate finds nothing wrong");
     let text = refused(&["dequantize", "-m", &coded, "-o", &out]);
+    let other = if format == "gptq" { "awq" } else { "gptq" };
+    refused(&["convert", "-m", &coded, "--format", other, "-o", &out]);
     assert!(!folder.path("out").exists());
     // inspect shows what there is, compare says what is wrong
     assert!(run(&["inspect", &coded]).status.success());
@@ -69,6 +71,26 @@ fn zero_points_and_groups_that_cannot_be_read() {
     assert!(text.contains("g_idx: input 0 belongs to group 1, so the groups are reordered"), "{text}");
     let text = damaged("gptq", |t, _| part(t, "g_idx").1 = vec![2, 96]);
     assert!(text.contains("g_idx: I32 of shape [2, 96]; accepted: I32 of shape [192]"), "{text}");
+}
+
+#[test]
+fn weights_beside_codes_and_reordered_groups_without_an_index() {
+    for format in ["gptq", "awq", "compressed-tensors"] {
+        let text = damaged(format, |t, _| {
+            t.insert(format!("{MODULE}.weight"), weights(&[64, 192], Float::F16, 1));
+        });
+        assert!(text.contains("down_proj.weight: there is a weight (F16) beside its codes"), "{text}");
+    }
+    let text = damaged("gptq", |t, config| {
+        t.remove(&format!("{MODULE}.g_idx"));
+        config["quantization_config"]["desc_act"] = true.into();
+    });
+    assert!(text.contains("down_proj.g_idx, which says how, is missing"), "{text}");
+    let text = damaged("gptq", |t, _| drop(t.remove(&format!("{MODULE}.qweight"))));
+    assert!(
+        text.lines().count() == 1 && text.contains("qweight is missing"),
+        "one problem is said once: {text}"
+    );
 }
 
 #[test]

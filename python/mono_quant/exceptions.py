@@ -7,7 +7,7 @@ import re
 # The engine speaks of the command line's options; these are the arguments that mean the same, longer matches first.
 _WORDS = [
     (r"invalid value '(.*?)' for '--\S+ <\S+>': ", r"'\1' is not accepted: "),
-    (r"--dry-run lists why each tensor is kept, and --include, --layer-types and --min-params choose others",
+    (r"--include, --layer-types and --min-params choose others",
      "layer_names, layer_types and skip_param_threshold choose others"),
     (r" \(--dry-run lists all\)", " (changes and skip_reasons list all)"),
     (r"excluded by --exclude '(.*)'", r"skipped by name: '\1'"),

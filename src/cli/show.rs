@@ -83,6 +83,11 @@ fn table(header: &[&str]) -> Table {
     table
 }
 
+/// A cell; line breaks in names must not look like rows.
+fn cell(text: impl ToString) -> Cell {
+    Cell::new(text.to_string().replace('\n', "\\n").replace('\r', "\\r"))
+}
+
 fn right(text: impl ToString) -> Cell {
     Cell::new(text.to_string()).set_alignment(CellAlignment::Right)
 }
@@ -113,10 +118,10 @@ pub fn plan(prepared: &Prepared) {
             None => row.action.clone(),
         };
         rows.add_row(vec![
-            Cell::new(&row.name),
-            Cell::new(&row.dtype),
-            Cell::new(shape(&row.shape)),
-            Cell::new(action),
+            cell(&row.name),
+            cell(&row.dtype),
+            cell(shape(&row.shape)),
+            cell(action),
             right(bytes(row.before)),
             right(bytes(row.after)),
         ]);
@@ -153,8 +158,8 @@ pub fn report(report: &Report) {
         let mut rows = table(&[title, "scheme", "SQNR", "peak/RMS", "before", "after"]);
         for entry in worst.iter().take(WORST) {
             rows.add_row(vec![
-                Cell::new(&entry.row.name),
-                Cell::new(&entry.row.action),
+                cell(&entry.row.name),
+                cell(&entry.row.action),
                 right(decibels(entry.sqnr_db)),
                 right(format!("{:.1}", entry.peak_to_rms.unwrap_or(0.0))),
                 right(bytes(entry.row.before)),
@@ -203,16 +208,16 @@ pub fn inspection(inspection: &Inspection) {
     let mut rows = table(&["tensor", "kind", "shape", "size"]);
     for item in &inspection.items {
         rows.add_row(vec![
-            Cell::new(&item.name),
-            Cell::new(&item.kind),
-            Cell::new(shape(&item.shape)),
+            cell(&item.name),
+            cell(&item.kind),
+            cell(shape(&item.shape)),
             right(bytes(item.bytes)),
         ]);
     }
     say!("{}\n", rows.trim_fmt());
     let mut kinds = table(&["kind", "tensors", "size"]);
     for (kind, (count, size)) in &inspection.kinds {
-        kinds.add_row(vec![Cell::new(kind), right(count), right(bytes(*size))]);
+        kinds.add_row(vec![cell(kind), right(count), right(bytes(*size))]);
     }
     say!("{}", kinds.trim_fmt());
     if let Some(why) = &inspection.unreadable {
@@ -235,9 +240,9 @@ pub fn comparison(comparison: &Comparison) {
     let mut rows = table(&["tensor", "first", "second", "SQNR", "largest error", "size", ""]);
     for d in &comparison.differences {
         rows.add_row(vec![
-            Cell::new(&d.name),
-            Cell::new(&d.kinds[0]),
-            Cell::new(&d.kinds[1]),
+            cell(&d.name),
+            cell(&d.kinds[0]),
+            cell(&d.kinds[1]),
             right(decibels(Some(d.sqnr_db))),
             right(format!("{:.3e}", d.max_error)),
             right(bytes(d.bytes[0])),
@@ -294,13 +299,13 @@ pub fn devices(rows: &[(AdapterFacts, Option<String>)], auto: &str) {
                 [low, high] => format!("{low} to {high}"),
             };
             list.add_row(vec![
-                Cell::new(&facts.name),
-                Cell::new(facts.kind),
-                Cell::new(&facts.api),
-                Cell::new(&facts.driver),
+                cell(&facts.name),
+                cell(facts.kind),
+                cell(&facts.api),
+                cell(&facts.driver),
                 right(bytes(facts.max_binding_bytes)),
                 right(subgroups),
-                Cell::new(outcome.as_deref().unwrap_or("not run (--check)")),
+                cell(outcome.as_deref().unwrap_or("not run (--check)")),
             ]);
         }
         say!("{}", list.trim_fmt());

@@ -67,9 +67,19 @@ pub fn layer(
     }
     check_config(checkpoint, &name, layout)?;
     let mut parts = vec![codes, zero_points, scales];
-    if let Some(i) = find("g_idx") {
-        parts.push(i);
-        in_order(source, i, &tensors[i], cols, cols / groups)?;
+    let config = quantization_config(checkpoint);
+    let desc_act = config.and_then(|config| config.get("desc_act")?.as_bool()).unwrap_or(false);
+    match find("g_idx") {
+        Some(i) => {
+            parts.push(i);
+            in_order(source, i, &tensors[i], cols, cols / groups)?;
+        }
+        None if desc_act && groups > 1 => {
+            return Err(refused(format!(
+                "config.json says desc_act, so that groups may be reordered, and {module}g_idx, which says how, is missing"
+            )));
+        }
+        None => {}
     }
     let strategy = match groups {
         1 => Strategy::Channel,

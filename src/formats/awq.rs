@@ -48,7 +48,10 @@ impl OutputFormat for Awq {
             return Some(Refusal { what, shape: false });
         }
         if !matches!(strategy, Strategy::Group { .. }) {
-            let what = "awq has groups of one size for all layers; --group-size 128 fits".into();
+            let what = format!(
+                "awq has groups of one size for all layers, and this one has scales by {strategy}; other groups need other \
+                 codes, so quantize with --group-size; --on-mismatch keep or --exclude leaves the layer as it is"
+            );
             return Some(Refusal { what, shape: false });
         }
         undivided("awq", layer, 8, 8)

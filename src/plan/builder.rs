@@ -14,7 +14,7 @@ use crate::{
     tensor::{TensorInfo, View},
 };
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Groups that are shrunk further become rows.
 const LEAST_GROUP: usize = 8;
@@ -125,6 +125,7 @@ impl Builder<'_> {
             }
         }
         let mut grids: Vec<Grid> = Vec::new();
+        let mut actions: Vec<(String, Vec<&str>)> = Vec::new();
         let mut parts = Vec::new();
         for (folder, format) in self.request.formats.iter().enumerate() {
             let mut layer = layer.clone();
@@ -148,6 +149,11 @@ impl Builder<'_> {
                 grids.push(grid);
                 grids.len() - 1
             });
+            let action = describe(&layer.scheme);
+            match actions.iter_mut().find(|(other, _)| *other == action) {
+                Some((_, names)) => names.push(format.name()),
+                None => actions.push((action, vec![format.name()])),
+            }
             let tensors = format.tensors(&layer, grid.scale).into_iter();
             parts.extend(tensors.map(|(part, info)| StoredPart { folder, grid: number, part, info }));
         }
@@ -157,8 +163,13 @@ impl Builder<'_> {
             self.plan.notes.push(format!("{}: {reason}", layer.name));
         }
         self.remember(source, &layer.name, &layer.view);
-        let action = grids.iter().map(|grid| describe(&grid.scheme)).collect::<BTreeSet<_>>();
-        let action = action.into_iter().collect::<Vec<_>>().join("; ");
+        let action = match actions.as_slice() {
+            [(only, _)] => only.clone(),
+            several => {
+                let named = several.iter().map(|(action, names)| format!("{action} ({})", names.join(", ")));
+                named.collect::<Vec<_>>().join("; ")
+            }
+        };
         let row = (layer.name.clone(), layer.shape.clone(), action, reason, Some(scheme));
         self.push(source, layer.view, Work::Quantize(grids), parts, Some(layer), row);
     }

@@ -120,11 +120,9 @@ pub fn plan(stored: &[StoredTensor], keys: &Keys, request: &Request, non_finite:
     }
     let Builder { mut plan, outputs } = builder;
     if problems.is_empty() && plan.jobs.iter().all(|job| job.work == Work::Copy) {
-        problems.push(
-            "no tensor is left to change; --dry-run lists why each is kept, and --include and --min-params choose \
-             others"
-                .into(),
-        );
+        let why = super::why_kept(&plan.rows);
+        problems
+            .push(format!("no tensor is left to change ({why}); --include and --min-params choose others"));
     }
     if !problems.is_empty() {
         return Err(Error::Refused(problems));

@@ -59,3 +59,18 @@ pub(super) fn is_config_of_a_format(companion: &Path) -> bool {
 fn pretty(value: &serde_json::Value) -> String {
     format!("{value:#}\n")
 }
+
+/// Files of the input that the output would take the place of.
+pub(super) fn replaced_input(checkpoint: &Checkpoint, output: &Path) -> Option<String> {
+    // what does not exist yet replaces nothing
+    let place = output.canonicalize().ok()?;
+    let companions = checkpoint.companions().iter().map(|c| checkpoint.path().join(c));
+    let files = checkpoint.files().iter().cloned().chain(companions).chain([checkpoint.path().to_owned()]);
+    let lost =
+        files.into_iter().find(|file| file.canonicalize().is_ok_and(|file| file.starts_with(&place)))?;
+    Some(format!(
+        "{}: the output would replace the input ({}), which not even --force does; --output names another place",
+        output.display(),
+        lost.display()
+    ))
+}
