@@ -60,6 +60,15 @@ impl Block {
         self.row().3
     }
 
+    /// Bits of a code.
+    pub fn bits(self) -> u32 {
+        match self {
+            Block::Q4_0 | Block::Q4_1 | Block::Q4_K => 4,
+            Block::Q6_K => 6,
+            Block::Q8_0 => 8,
+        }
+    }
+
     /// GGUF's name.
     pub fn name(self) -> &'static str {
         ["Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"][self as usize]

@@ -2,8 +2,10 @@
 
 mod companions;
 mod gguf;
+mod reporting;
 
 use companions::{add_companions, is_config_of_a_format, output_bytes, replaced_input};
+use reporting::report;
 
 use crate::{
     device::{self, Device},
@@ -12,8 +14,8 @@ use crate::{
     plan::{self, NonFinite, Plan, Request, Work},
     reader::{Checkpoint, gguf::shard_name},
     recipe::Choice,
-    report::{Entry, Report, Squares, warnings},
-    stream::{JobResult, Stream, count_not_finite},
+    report::Report,
+    stream::{Stream, count_not_finite},
     tensor::TensorInfo,
     writer::{Container, Destination, Output, Writer, free_bytes},
 };
@@ -355,58 +357,4 @@ pub fn execute_into(
         return Err(Error::Interrupted);
     }
     Ok(report(prepared, &results, device, start))
-}
-
-fn report(prepared: &Prepared, results: &[JobResult], device: &Device, start: Instant) -> Report {
-    let Prepared { checkpoint, plan, destination, .. } = prepared;
-    let mut entries: Vec<Entry> = plan
-        .rows
-        .iter()
-        .map(|row| Entry { row: row.clone(), sqnr_db: None, peak_to_rms: None, saturated: None })
-        .collect();
-    let mut total = Squares::default();
-    for (job, result) in plan.jobs.iter().zip(results) {
-        let entry = &mut entries[job.row];
-        if let Work::Quantize(_) | Work::QuantizeBlocks(_) = job.work {
-            // of several grids, the worst
-            let worst = result.squares.iter().copied().min_by(|a, b| a.sqnr_db().total_cmp(&b.sqnr_db()));
-            let squares = worst.unwrap_or_default();
-            entry.sqnr_db = Some(squares.sqnr_db());
-            entry.peak_to_rms = Some(squares.peak_to_rms());
-            total.add(squares);
-        }
-        entry.saturated = (result.saturated > 0).then_some(result.saturated);
-    }
-    let computed = |job: &plan::Job| matches!(job.work, Work::Quantize(_) | Work::QuantizeBlocks(_));
-    let quantizes = plan.jobs.iter().any(computed);
-    let mut all_warnings = if quantizes { warnings(&entries) } else { Vec::new() };
-    for (job, result) in plan.jobs.iter().zip(results) {
-        if result.squares.first().is_some_and(|squares| squares.signal == 0.0) {
-            all_warnings.push(format!(
-                "{}: all its weights are zero, or below the smallest normal f32, which counts as zero",
-                plan.rows[job.row].name
-            ));
-        }
-    }
-    all_warnings.extend(entries.iter().filter_map(|e| {
-        e.saturated
-            .map(|n| format!("{}: {n} values were clamped to the largest of the new dtype", e.row.name))
-    }));
-    let left_out =
-        checkpoint.left_out().iter().map(|(p, why)| (p.display().to_string(), why.clone())).collect();
-    Report {
-        version: env!("CARGO_PKG_VERSION"),
-        model: checkpoint.path().display().to_string(),
-        output: destination.path().display().to_string(),
-        device: device.why.clone(),
-        bytes_before: plan.bytes_before(),
-        bytes_after: plan.bytes_after(),
-        sqnr_db: (total.count > 0).then(|| total.sqnr_db()),
-        seconds: start.elapsed().as_secs_f64(),
-        dispatches: device.backend.dispatches(),
-        warnings: all_warnings,
-        notes: plan.notes.clone(),
-        left_out,
-        tensors: entries,
-    }
 }

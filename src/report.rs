@@ -12,6 +12,9 @@ pub struct Entry {
     /// What was planned.
     #[serde(flatten)]
     pub row: Row,
+    /// Bits of a code, if it was quantized in this run.
+    #[serde(skip)]
+    pub bits: Option<u32>,
     /// Signal to quantization noise, in dB; `None` where nothing was quantized, infinite where nothing was lost.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "finite")]
     pub sqnr_db: Option<f64>,
@@ -110,16 +113,13 @@ impl Report {
 /// What a user should be warned of in these results.
 pub fn warnings(entries: &[Entry]) -> Vec<String> {
     let mut warnings = Vec::new();
-    let quantized = entries.iter().filter(|e| e.row.scheme.is_some()).count();
+    let quantized = entries.iter().filter(|e| e.bits.is_some()).count();
     let matrices = entries.iter().filter(|e| e.row.shape.len() >= 2).count();
     if quantized > 0 && quantized == matrices && quantized > 1 {
         warnings.push("every matrix was quantized, embeddings and output head (if any) too; these usually cost accuracy".into());
     }
     for entry in entries {
-        let Some(sqnr) = entry.sqnr_db else { continue };
-        // a type of GGUF's blocks says its bits first: Q4_K
-        let of_block = entry.row.action.strip_prefix('Q').and_then(|rest| rest.chars().next()?.to_digit(10));
-        let bits = entry.row.scheme.map(|scheme| scheme.bits).or(of_block).unwrap_or(8);
+        let (Some(bits), Some(sqnr)) = (entry.bits, entry.sqnr_db) else { continue };
         let bound = if bits == 4 { 10.0 } else { 20.0 };
         if sqnr < bound {
             warnings.push(format!(
@@ -146,4 +146,35 @@ pub fn warnings(entries: &[Entry]) -> Vec<String> {
 /// A size as people write it, in decimal units.
 pub fn bytes(n: u64) -> String {
     bytesize::ByteSize(n).display().si().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever made the codes, a scheme or GGUF's blocks, which have none.
+    #[test]
+    fn a_low_sqnr_is_warned_of() {
+        let entry = |bits, sqnr_db| Entry {
+            row: Row {
+                name: "w".into(),
+                dtype: "F32".into(),
+                shape: vec![1, 32],
+                action: "Q4_0".into(),
+                reason: None,
+                before: 128,
+                after: 18,
+                scheme: None,
+            },
+            bits,
+            sqnr_db: Some(sqnr_db),
+            peak_to_rms: Some(3.0),
+            saturated: None,
+        };
+        assert_eq!(warnings(&[entry(Some(4), 9.0)]), ["w: SQNR 9.0 dB is low for 4 bits (under 10 dB)"]);
+        assert_eq!(warnings(&[entry(Some(6), 19.0)]).len(), 1);
+        assert!(warnings(&[entry(Some(4), 11.0)]).is_empty());
+        // converted, not quantized
+        assert!(warnings(&[entry(None, 9.0)]).is_empty());
+    }
 }

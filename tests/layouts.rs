@@ -438,3 +438,18 @@ fn a_single_file_in_several_formats_becomes_a_folder() {
     assert_eq!(names(&folder.path("one-w4a16")), ["awq", "gptq"]);
     assert_eq!(names(&folder.path("one-w4a16/awq")), ["model.safetensors"]);
 }
+
+#[test]
+fn weights_that_count_as_zero_are_warned_of() {
+    let folder = Folder::new();
+    let mut tensors = llama(Float::F32);
+    for value in tensors.get_mut("model.layers.0.mlp.up_proj.weight").unwrap().2.chunks_exact_mut(4) {
+        value.copy_from_slice(&1e-40f32.to_le_bytes());
+    }
+    directory(&folder.path("model"), &tensors, &llama_config());
+    let [model, out] = ["model", "out"].map(|n| folder.text(n));
+    let report = ok(&["quantize", "-m", &model, "-o", &out, "-b", "4", "--group-size", "32"]);
+    let says =
+        "model.layers.0.mlp.up_proj.weight: all its weights are zero, or below the smallest normal f32";
+    assert!(report["warnings"].to_string().contains(says), "{}", report["warnings"]);
+}

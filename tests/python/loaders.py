@@ -7,7 +7,7 @@ import json
 import pathlib
 
 import torch
-from helpers import TEXT, tensors
+from helpers import TEXT, dequantize, relative_error, tensors
 from transformers import AutoModelForCausalLM, AwqConfig, GPTQConfig
 
 # Relative errors of logits between a loader that multiplies in f16 and the dense model in f32. Measured: 0.0005; with
@@ -71,3 +71,11 @@ def check_weights(model, dense) -> set[str]:
     for name, module in modules.items():
         assert torch.equal(weight(module), expected[f"{name}.weight"].half()), name
     return set(modules)
+
+
+def check_against_dequantized(path, folder, layers: int = 14) -> None:
+    """A directory in transformers: as many layers, their weights bit for bit, and the dequantized model's logits."""
+    dense = dequantize(path, folder / "d", "--dtype", "f32")
+    loaded = in_transformers(path)
+    assert len(check_weights(loaded, dense)) == layers
+    assert relative_error(logits(loaded), logits(in_transformers(dense))) < F16_ERROR

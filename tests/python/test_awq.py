@@ -7,7 +7,7 @@ import layouts
 import pytest
 import torch
 from helpers import TINY_LLAMA, bits_per_byte, compare, dequantize, quantize, relative_error, tensors
-from loaders import F16_ERROR, check_weights, config, in_transformers, logits
+from loaders import F16_ERROR, check_against_dequantized, check_weights, config, in_transformers, logits
 from packed_models import by_hand, each_random, save_random
 
 AWQ = ["--format", "awq"]
@@ -92,20 +92,14 @@ def test_awq_is_asymmetric_unless_told(tmp_path):
 def test_biases_and_tied_weights(name, scheme, tmp_path):
     model = save_random(name, tmp_path / "model")
     quantize(model, tmp_path / "q", *AWQ, "--bits", 4, "--group-size", 32, "--scheme", scheme)
-    dense = dequantize(tmp_path / "q", tmp_path / "d", "--dtype", "f32")
-    loaded = in_transformers(tmp_path / "q")
-    assert len(check_weights(loaded, dense)) == 14
-    assert relative_error(logits(loaded), logits(in_transformers(dense))) < F16_ERROR
+    check_against_dequantized(tmp_path / "q", tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_f16_and_f32_models(dtype, tmp_path):
     model = save_random("qwen2, biases", tmp_path / "model", dtype)
     quantize(model, tmp_path / "q", *AWQ, "--bits", 4, "--group-size", 32)
-    dense = dequantize(tmp_path / "q", tmp_path / "d", "--dtype", "f32")
-    loaded = in_transformers(tmp_path / "q")
-    assert len(check_weights(loaded, dense)) == 14
-    assert relative_error(logits(loaded), logits(in_transformers(dense))) < F16_ERROR
+    check_against_dequantized(tmp_path / "q", tmp_path)
 
 
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])

@@ -10,7 +10,16 @@ import layouts
 import pytest
 import torch
 from helpers import TINY_LLAMA, bits_per_byte, compare, dequantize, quantize, relative_error, tensors
-from loaders import F16_ERROR, check_weights, config, in_gptqmodel, in_transformers, logits, quantized_modules
+from loaders import (
+    F16_ERROR,
+    check_against_dequantized,
+    check_weights,
+    config,
+    in_gptqmodel,
+    in_transformers,
+    logits,
+    quantized_modules,
+)
 from packed_models import by_hand, each_random, save_random
 
 GPTQ = ["--format", "gptq"]
@@ -95,20 +104,14 @@ def test_the_config_is_what_loaders_look_for(options, bits, group, tmp_path):
 def test_biases_and_tied_weights(name, bits, tmp_path):
     model = save_random(name, tmp_path / "model")
     quantize(model, tmp_path / "q", *GPTQ, "--bits", bits, "--group-size", 32)
-    dense = dequantize(tmp_path / "q", tmp_path / "d", "--dtype", "f32")
-    loaded = in_transformers(tmp_path / "q")
-    assert len(check_weights(loaded, dense)) == 14
-    assert relative_error(logits(loaded), logits(in_transformers(dense))) < F16_ERROR
+    check_against_dequantized(tmp_path / "q", tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_f16_and_f32_models(dtype, tmp_path):
     model = save_random("qwen2, biases", tmp_path / "model", dtype)
     quantize(model, tmp_path / "q", *GPTQ, "--bits", 4, "--group-size", 32)
-    dense = dequantize(tmp_path / "q", tmp_path / "d", "--dtype", "f32")
-    loaded = in_transformers(tmp_path / "q")
-    assert len(check_weights(loaded, dense)) == 14
-    assert relative_error(logits(loaded), logits(in_transformers(dense))) < F16_ERROR
+    check_against_dequantized(tmp_path / "q", tmp_path)
 
 
 def test_searched_scales_of_both_signs(tmp_path):
