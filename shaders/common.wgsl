@@ -46,6 +46,7 @@ struct TileParams {
   both_signs: u32,      // whether the search tries negative scales
   tallies: u32,         // tables of error sums a group
   saturate: u32,        // whether convert and dequantize clamp what overflows
+  scaled: u32,          // whether the scales are there when codes are made
   block: u32,           // type of the blocks
   zero: u32,            // 0, which no compiler knows
 }
@@ -180,6 +181,56 @@ fn round_quotient(x: u32, s: u32, inverse: f32, z: i32) -> u32 {
   }
   let odd = ((k + u32(z)) & 1u) == 1u;
   return k + u32(magnitude > middle || (magnitude == middle && odd));
+}
+
+// How the weights of a group become codes.
+struct Coder { s: u32, z: i32, inverse: f32 }
+
+fn coder(s: u32, z: i32) -> Coder {
+  return Coder(s, z, bitcast<f32>(div_rn(0x3f800000u, s & MAGNITUDE) | (s & SIGN)));
+}
+
+// Quotients of four weights and the scale. Opaque, as one multiplication may follow but not be joined with this one.
+fn quotients(x: vec4<u32>, g: Coder) -> vec4<f32> {
+  return bitcast<vec4<f32>>(bitcast<vec4<u32>>(bitcast<vec4<f32>>(x) * g.inverse) ^ vec4<u32>(params.zero));
+}
+
+// Codes of four weights, as integers in floats.
+//
+// For 16-bit weights and scales a quotient is half-way between two codes or at least 2^-12 away from that, far more than
+// the product's error below 2^-14: rounding it to 13 binary places restores what is half-way, and nothing else becomes
+// it. What follows is exact, so that no contraction changes it.
+fn codes_of(x: vec4<u32>, g: Coder) -> vec4<f32> {
+  if (INPUT_DTYPE == F32) {
+    return vec4<f32>(vec4<i32>(code_of(x.x, g), code_of(x.y, g), code_of(x.z, g), code_of(x.w, g)));
+  }
+  let places = round(quotients(x, g) * 8192.0);                 // 2^13
+  let shifted = round(places * 0.0001220703125 + f32(g.z));
+  return clamp(shifted, vec4<f32>(f32(params.qmin)), vec4<f32>(f32(params.qmax)));
+}
+
+// Code of one weight of any dtype.
+fn code_of(x: u32, g: Coder) -> i32 {
+  let k = i32(round_quotient(x & MAGNITUDE, g.s & MAGNITUDE, abs(g.inverse), g.z));
+  return clamp(select(k, -k, ((x ^ g.s) & SIGN) != 0u) + g.z, params.qmin, params.qmax);
+}
+
+// Codes as they are stored, side by side.
+fn packed_codes(codes: vec4<f32>) -> u32 {
+  let c = vec4<u32>(vec4<i32>(codes) + params.code_offset) & vec4<u32>(0xffffffffu >> (32u - params.bits));
+  return c.x | (c.y << params.bits) | (c.z << (2u * params.bits)) | (c.w << (3u * params.bits));
+}
+
+// Four weights, from vector `half` of two of the eight that begin at weight 8v.
+fn four_weights(v: u32, half: u32) -> vec4<u32> {
+  if (INPUT_DTYPE == F32) {
+    let words = input[2u * v + half];
+    return select(words, vec4<u32>(0u), (words & vec4<u32>(MAGNITUDE)) < vec4<u32>(MIN_NORMAL));
+  }
+  let words = input[v];
+  let pair = select(words.xy, words.zw, half == 1u);
+  if (INPUT_DTYPE == F16) { return vec4<u32>(weights_of(pair.x), weights_of(pair.y)); }
+  return vec4<u32>(pair.x << 16u, pair.x & 0xffff0000u, pair.y << 16u, pair.y & 0xffff0000u);
 }
 
 struct QParams { scale: u32, zero_point: i32 }

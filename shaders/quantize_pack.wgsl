@@ -1,24 +1,16 @@
 // Twin: src/kernels/quantize_pack.rs
 
-fn code(x: u32, s: u32, inverse: f32, z: i32) -> i32 {
-  let k = i32(round_quotient(x & MAGNITUDE, s & MAGNITUDE, inverse, z));
-  return clamp(select(k, -k, ((x ^ s) & SIGN) != 0u) + z, params.qmin, params.qmax);
-}
-
-struct Group { s: u32, inverse: f32, z: i32 }
-
-fn group_of(i: u32) -> Group {
+fn group_of(i: u32) -> Coder {
   let group = i / params.group_len;
-  let s = scales[group];
-  return Group(s, 1.0 / bitcast<f32>(s & MAGNITUDE), zero_points[group]);
+  return coder(scales[group], zero_points[group]);
 }
 
-fn stored(x: u32, g: Group) -> u32 {
-  return u32(code(x, g.s, g.inverse, g.z) + params.code_offset) & (0xffffffffu >> (32u - params.bits));
+fn stored(x: u32, g: Coder) -> u32 {
+  return u32(code_of(x, g) + params.code_offset) & (0xffffffffu >> (32u - params.bits));
 }
 
 // Two weights side by side.
-fn stored_pair(pair: vec2<u32>, g: Group) -> u32 { return stored(pair.x, g) | (stored(pair.y, g) << params.bits); }
+fn stored_pair(pair: vec2<u32>, g: Coder) -> u32 { return stored(pair.x, g) | (stored(pair.y, g) << params.bits); }
 
 @compute @workgroup_size(WORKGROUP)
 fn quantize_pack(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) workgroups: vec3<u32>,
@@ -44,7 +36,7 @@ fn quantize_pack(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workg
 }
 
 // A word of codes that share a scale, from whole vectors of weights.
-fn aligned_word(start: u32, g: Group) -> u32 {
+fn aligned_word(start: u32, g: Coder) -> u32 {
   if (INPUT_DTYPE == F32) {
     let a = input[start / 4u];
     let low = stored_pair(vec2<u32>(flush(a.x), flush(a.y)), g)

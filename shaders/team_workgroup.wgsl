@@ -1,4 +1,4 @@
-// Reductions over the LANES threads that share a chunk, through workgroup memory. Every thread must come here.
+// Reductions over the LANES threads that share a chunk, through workgroup memory. Every thread must come here, and gets the result.
 // Twin: none; one thread does the work of a team on the CPU.
 
 var<workgroup> team_scratch: array<vec2<u32>, WORKGROUP>;
@@ -11,7 +11,9 @@ fn team_max(value: vec2<u32>, local: u32) -> vec2<u32> {
     if ((local & (LANES - 1u)) < step) { team_scratch[local] = max(team_scratch[local], team_scratch[local + step]); }
     workgroupBarrier();
   }
-  return team_scratch[local];
+  let best = team_scratch[local & ~(LANES - 1u)];
+  workgroupBarrier();
+  return best;
 }
 
 fn team_sum(value: vec2<f32>, local: u32) -> vec2<f32> {
@@ -25,5 +27,7 @@ fn team_sum(value: vec2<f32>, local: u32) -> vec2<f32> {
     }
     workgroupBarrier();
   }
-  return bitcast<vec2<f32>>(team_scratch[local]);
+  let sum = bitcast<vec2<f32>>(team_scratch[local & ~(LANES - 1u)]);
+  workgroupBarrier();
+  return sum;
 }

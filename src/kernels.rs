@@ -29,6 +29,7 @@ pub mod error;
 pub mod histogram;
 pub mod minmax;
 pub mod qparams;
+pub mod quantize;
 pub mod quantize_pack;
 pub mod search;
 
@@ -110,12 +111,13 @@ pub struct TileParams {
     pub both_signs: u32,
     pub tallies: u32,
     pub saturate: u32,
+    pub scaled: u32,
     pub block: u32,
     pub zero: u32,
 }
 
 /// Names of the fields of [`TileParams`], in order; every one is four bytes.
-pub const PARAM_NAMES: [&str; 23] = [
+pub const PARAM_NAMES: [&str; 24] = [
     "input_dtype",
     "output_dtype",
     "scale_dtype",
@@ -137,6 +139,7 @@ pub const PARAM_NAMES: [&str; 23] = [
     "both_signs",
     "tallies",
     "saturate",
+    "scaled",
     "block",
     "zero",
 ];
@@ -177,6 +180,12 @@ impl TileParams {
             self.both_signs = 0;
         }
         self
+    }
+
+    /// Where a part of a group lies among the weights.
+    pub fn chunk_of(&self, group: u32, chunk: u32) -> std::ops::Range<usize> {
+        let start = group * self.group_len + chunk * self.chunk_len;
+        start as usize..(start + self.chunk_len).min((group + 1) * self.group_len) as usize
     }
 
     /// The dtype of the weights.
@@ -244,7 +253,7 @@ impl PartialEq for Kernel {
 }
 
 /// Every kernel.
-pub const ALL: [&Kernel; 14] = [
+pub const ALL: [&Kernel; 15] = [
     &minmax::KERNEL,
     &histogram::KERNEL,
     &clip_range::KERNEL,
@@ -252,6 +261,7 @@ pub const ALL: [&Kernel; 14] = [
     &qparams::KERNEL,
     &quantize_pack::KERNEL,
     &error::KERNEL,
+    &quantize::KERNEL,
     &dequantize::KERNEL,
     &convert::KERNEL,
     &block_search::KERNEL,

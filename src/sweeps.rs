@@ -151,7 +151,7 @@ impl Active {
     }
 
     fn pass(&self, piece: &Piece, grid: usize) -> Pass {
-        let params = self.params(piece, grid);
+        let mut params = self.params(piece, grid);
         let mut preload = Vec::new();
         let (kernels, wants): (Vec<&'static Kernel>, _) = match &self.kind {
             Kind::Cast { .. } => (vec![&kernels::convert::KERNEL], FLOAT_RESULTS),
@@ -169,7 +169,9 @@ impl Active {
                     (vec![&kernels::search::KERNEL], &[Binding::Counts][..])
                 }
                 Sweep::Quantize => {
-                    (self.quantize_kernels(grids[grid].scheme.observer, grid, &mut preload), QUANTIZE_RESULTS)
+                    let observer = grids[grid].scheme.observer;
+                    let kernels = self.quantize_kernels(observer, grid, &mut params, &mut preload);
+                    (kernels, QUANTIZE_RESULTS)
                 }
             },
         };
@@ -180,6 +182,7 @@ impl Active {
         &self,
         observer: Observer,
         grid: usize,
+        params: &mut TileParams,
         preload: &mut Vec<(Binding, Vec<u32>)>,
     ) -> Vec<&'static Kernel> {
         let mut kernels: Vec<&'static Kernel> = Vec::new();
@@ -206,7 +209,17 @@ impl Active {
             }
             Observer::Mse { .. } => kernels.push(&kernels::search::KERNEL),
         }
-        kernels.extend([&kernels::qparams::KERNEL, &kernels::quantize_pack::KERNEL, &kernels::error::KERNEL]);
+        // one kernel does it all, or what is left of it, for groups of whole runs of weights
+        let whole = kernels == [&kernels::minmax::KERNEL];
+        if !kernels::quantize::suits(params) {
+            let steps = [&kernels::qparams::KERNEL, &kernels::quantize_pack::KERNEL, &kernels::error::KERNEL];
+            kernels.extend(steps);
+        } else if whole {
+            kernels = vec![&kernels::quantize::KERNEL];
+        } else {
+            params.scaled = 1;
+            kernels.extend([&kernels::qparams::KERNEL, &kernels::quantize::KERNEL]);
+        }
         kernels
     }
 

@@ -1,9 +1,9 @@
 //! Twins agree: sources (names, offsets, constants, bindings) and results (every kernel × dtype × case, byte for byte).
 
 use monoquant::{
-    backend::{Backend, CpuBackend},
+    backend::{Backend, CpuBackend, run_on_cpu},
     gpu::{self, GpuBackend, GpuOptions},
-    kernels::{self, Binding, Kernel, PARAM_NAMES, Shape, TileParams, cases},
+    kernels::{self, Binding, Kernel, PARAM_NAMES, Shape, TileBuffers, TileParams, cases},
 };
 use naga::{AddressSpace, ShaderStage, StorageAccess, TypeInner, back, valid};
 
@@ -229,4 +229,31 @@ fn the_short_check_sees_a_wrong_driver() {
     let mut backend = GpuBackend::open(&adapters[0], GpuOptions::default()).unwrap();
     assert_eq!(backend.check(true).unwrap().differences, Vec::<String>::new());
     assert!(backend.dispatches().is_empty(), "a check does not count as work");
+}
+
+/// One kernel that does several steps makes what the steps make.
+#[test]
+fn fused_steps_are_the_same_as_single_ones() {
+    let cases = cases::cases(false);
+    let mut compared = 0;
+    for pair in cases.windows(2).filter(|pair| pair[0].name == format!("{}, fused", pair[1].name)) {
+        let run = |case: &cases::Case| {
+            let pass = &case.tile.passes[0];
+            let mut buffers = TileBuffers::default();
+            buffers.resize(&pass.lengths());
+            bytemuck::cast_slice_mut(&mut buffers.input)[..case.input.len()].copy_from_slice(&case.input);
+            run_on_cpu(pass, &mut buffers);
+            buffers
+        };
+        let (fused, single) = (run(&pair[0]), run(&pair[1]));
+        for binding in [Binding::Ranges, Binding::Scales, Binding::ZeroPoints, Binding::Output] {
+            assert_eq!(fused.words(binding), single.words(binding), "{} {}", pair[1].name, binding.name());
+        }
+        for (a, b) in fused.errors.iter().flatten().zip(single.errors.iter().flatten()) {
+            let same = (a - b).abs() <= 1e-3 * b.abs() + 1e-5 || !(a.is_finite() || b.is_finite());
+            assert!(same, "{}: errors {a} and {b}", pair[1].name);
+        }
+        compared += 1;
+    }
+    assert!(compared > 300, "{compared}");
 }

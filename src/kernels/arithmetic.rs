@@ -43,27 +43,22 @@ pub fn div_rn(a: u32, b: u32) -> u32 {
     flush((f32::from_bits(a) / f32::from_bits(b)).to_bits()).min(INFINITY)
 }
 
-/// f32 to f16, nearest even.
+/// f32 to f16, nearest even. Without branches, so that loops over it become vector code.
 #[inline(always)]
 pub fn f32_to_f16(x: u32) -> u32 {
-    let sign = (x >> 16) & 0x8000;
     let u = x & MAGNITUDE;
-    if u >= 0x3880_0000 {
-        if u > INFINITY {
-            return sign | 0x7e00 | ((u >> 13) & 0x3ff);
-        }
-        if u >= 0x477f_f000 {
-            return sign | 0x7c00;
-        }
-        return sign | ((u - 0x3800_0000 + 0xfff + ((u >> 13) & 1)) >> 13);
-    }
-    if u <= 0x3300_0000 {
-        return sign;
-    }
-    let shift = 126 - (u >> 23);
-    let mantissa = (u & 0x7f_ffff) | 0x80_0000;
-    let k = mantissa >> shift;
-    sign | ((mantissa + (1 << (shift - 1)) - 1 + (k & 1)) >> shift)
+    let special = if u > INFINITY { 0x7e00 | ((u >> 13) & 0x3ff) } else { 0x7c00 };
+    let normal = u.wrapping_sub(0x3800_0000).wrapping_add(0xfff + ((u >> 13) & 1)) >> 13;
+    // beside 1/2 the last place of an f32 is that of a subnormal f16
+    let subnormal = (f32::from_bits(u) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
+    let magnitude = if u >= 0x477f_f000 {
+        special
+    } else if u >= 0x3880_0000 {
+        normal
+    } else {
+        subnormal
+    };
+    ((x >> 16) & 0x8000) | magnitude
 }
 
 /// f16 to f32, exactly. Without branches, so that loops over it become vector code.
@@ -159,6 +154,7 @@ pub struct QParams {
 }
 
 /// Scale and zero point number i of the search over [-low, high]; number 0 covers the whole range.
+#[inline(always)]
 pub fn candidate(params: &TileParams, low: u32, high: u32, i: u32) -> QParams {
     if params.symmetric == 1 {
         let j = i.saturating_sub(1);

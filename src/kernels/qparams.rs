@@ -1,7 +1,7 @@
 //! Scale and zero point of every group, from its range, and from the error sums of [`super::search`] if there are any:
 //! the candidate with the smallest sum, the first of equals. Twin: `shaders/qparams.wgsl`.
 
-use super::{Binding, Kernel, TileBuffers, TileParams, arithmetic::*};
+use super::{Binding, Kernel, TileBuffers, TileParams, arithmetic::*, bits::*};
 
 /// The step.
 pub const KERNEL: Kernel = Kernel {
@@ -19,6 +19,31 @@ pub const KERNEL: Kernel = Kernel {
         ]
     },
 };
+
+/// Scales and zero points from ranges alone, for some groups at once.
+#[inline(always)]
+pub(super) fn range_qparams(params: &TileParams, ranges: &[u32], scales: &mut [u32], zero_points: &mut [i32]) {
+    // with constants in the place of these two the loop becomes vector code
+    let each = |params: TileParams, scales: &mut [u32], zero_points: &mut [i32]| {
+        let groups = scales.iter_mut().zip(zero_points).zip(ranges.as_chunks::<2>().0);
+        for ((scale, zero_point), range) in groups {
+            let found = candidate(&params, widened(range[0]), widened(range[1]), 0);
+            (*scale, *zero_point) = (found.scale, found.zero_point);
+        }
+    };
+    let [scale_dtype, symmetric] = [params.scale_dtype, params.symmetric];
+    let mut with = |scale_dtype, symmetric| {
+        each(TileParams { scale_dtype, symmetric, ..*params }, scales, zero_points);
+    };
+    match (scale_dtype, symmetric) {
+        (BF16, 1) => with(BF16, 1),
+        (BF16, _) => with(BF16, 0),
+        (F16, 1) => with(F16, 1),
+        (F16, _) => with(F16, 0),
+        (_, 1) => with(F32, 1),
+        (_, _) => with(F32, 0),
+    }
+}
 
 fn qparams(params: &TileParams, b: &mut TileBuffers) {
     for group in 0..params.groups as usize {

@@ -1,0 +1,72 @@
+// Twin: src/kernels/quantize.rs
+
+@compute @workgroup_size(WORKGROUP)
+fn quantize(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) workgroups: vec3<u32>,
+            @builtin(local_invocation_index) local: u32) {
+  let thread = flat_index(workgroup, workgroups, local);
+  let group = thread / LANES;
+  let lane = thread % LANES;
+  let there = group < params.groups;
+  var found = QParams(0x3f800000u, 0);
+  if (params.scaled == 0u) {
+    var best = vec2<u32>(0u);
+    if (there) {
+      let end = (group + 1u) * params.group_len / 8u;
+      for (var v = group * params.group_len / 8u + lane; v < end; v += LANES) {
+        best = seen(seen(best, four_weights(v, 0u)), four_weights(v, 1u));
+      }
+    }
+    best = team_max(best, local);
+    found = candidate(widened(best.x), widened(best.y), 0u);
+    if (there && lane == 0u) {
+      atomicStore(&ranges[2u * group], best.x);
+      atomicStore(&ranges[2u * group + 1u], best.y);
+      scales[group] = found.scale;
+      zero_points[group] = found.zero_point;
+    }
+  } else if (there) {
+    found = QParams(scales[group], zero_points[group]);
+  }
+  let g = coder(found.scale, found.zero_point);
+  for (var chunk = 0u; chunk < params.chunks_per_group; chunk += 1u) {
+    var sum = vec2<f32>(0.0);
+    if (there) {
+      let start = group * params.group_len + chunk * params.chunk_len;
+      let end = min(start + params.chunk_len, (group + 1u) * params.group_len);
+      for (var v = start / 8u + lane; v < end / 8u; v += LANES) {
+        let a = four_weights(v, 0u);
+        let b = four_weights(v, 1u);
+        let codes_a = codes_of(a, g);
+        let codes_b = codes_of(b, g);
+        if (params.bits == 4u) {
+          output[v] = packed_codes(codes_a) | (packed_codes(codes_b) << 16u);
+        } else {
+          output[2u * v] = packed_codes(codes_a);
+          output[2u * v + 1u] = packed_codes(codes_b);
+        }
+        sum += squares(a, codes_a, g) + squares(b, codes_b, g);
+      }
+    }
+    sum = team_sum(sum, local);
+    if (there && lane == 0u) { errors[group * params.chunks_per_group + chunk] = sum; }
+  }
+}
+
+fn seen(best: vec2<u32>, x: vec4<u32>) -> vec2<u32> {
+  // four_weights leaves halves below the normals as they are; they count as zero
+  let small = (x & vec4<u32>(MAGNITUDE)) < vec4<u32>(MIN_NORMAL);
+  let y = select(x, vec4<u32>(0u), small);
+  let up = y ^ select(vec4<u32>(SIGN), vec4<u32>(0xffffffffu), y >= vec4<u32>(SIGN));
+  let high = max(up.xy, up.zw);
+  let low = min(up.xy, up.zw);
+  return max(best, vec2<u32>(~min(low.x, low.y), max(high.x, high.y)));
+}
+
+// Sums for the SQNR, in units of the scale.
+fn squares(x: vec4<u32>, codes: vec4<f32>, g: Coder) -> vec2<f32> {
+  let q = quotients(x, g);
+  var d = q - (codes - f32(g.z));
+  // a product's rounding, where codes are exact
+  d = select(d, vec4<f32>(0.0), abs(d) < vec4<f32>(0.0001220703125));
+  return vec2<f32>(dot(q, q), dot(d, d));
+}
