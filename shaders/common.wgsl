@@ -43,6 +43,7 @@ struct TileParams {
   code_offset: i32,     // added to a code before packing; 0 keeps two's complement
   bins: u32,            // of a histogram
   candidates: u32,      // of the search for the least squared error; 0 is none
+  coarse: u32,          // those of them that are tried first
   both_signs: u32,      // whether the search tries negative scales
   tallies: u32,         // tables of error sums a group
   saturate: u32,        // whether convert and dequantize clamp what overflows
@@ -235,22 +236,113 @@ fn four_weights(v: u32, half: u32) -> vec4<u32> {
 
 struct QParams { scale: u32, zero_point: i32 }
 
-// Scale and zero point number i of the search over [-low, high]; number 0 covers the whole range.
-fn candidate(low: u32, high: u32, i: u32) -> QParams {
+// Scale and zero point of a candidate for [-low, high]; number 0 covers the whole range (see src/kernels/search.rs).
+fn candidate(low: u32, high: u32, number: u32) -> QParams {
   if (params.symmetric == 1u) {
-    let j = select(0u, i - 1u, i > 0u);
-    let step = select(j, j >> 1u, params.both_signs == 1u);
-    let negative = params.both_signs == 1u && (j & 1u) == 1u;
+    let place = select(0u, number - 1u, number > 0u);
     var steps = f32(params.qmax - params.qmin) * 0.5;
-    if (i > 0u) { steps = select(f32(127u + step), f32(56u + step) * 0.125, params.bits == 4u); }
+    if (number > 0u) { steps = select(f32(124u + (place >> 1u)), f32(53u + (place >> 1u)) * 0.125, params.bits == 4u); }
     let scale = stored_scale(div_rn(max(low, high), bitcast<u32>(steps)));
-    return QParams(scale | select(0u, SIGN, negative), 0);
+    return QParams(scale | select(0u, SIGN, (place & 1u) == 1u), 0);
   }
-  let shrink = bitcast<u32>(f32(64u - i) * 0.015625);   // exact, like every factor of the form n/64
+  let shrink = bitcast<u32>(f32(64u - number) * 0.015625);   // exact, like every factor of the form n/64
   let range = multiply(bitcast<u32>(bitcast<f32>(low) + bitcast<f32>(high)), shrink);
   let scale = stored_scale(div_rn(range, bitcast<u32>(f32(params.qmax - params.qmin))));
   let offset = round_quotient(flush(multiply(low, shrink)), scale, 1.0 / bitcast<f32>(scale), params.qmin);
   return QParams(scale, min(params.qmin + i32(offset), params.qmax));
+}
+
+// The number of candidate i of a tile; of a fine one, beside coarse number `best`.
+fn number_of(i: u32, best: u32) -> u32 {
+  if (i < max(params.coarse, 1u)) {
+    if (params.symmetric == 0u) { return 4u * i; }
+    if (i == 0u) { return 0u; }
+    let place = select(i - 1u, (i - 1u) >> 1u, params.both_signs == 1u);
+    return 1u + 2u * (4u * place + 3u) + select(0u, (i - 1u) & 1u, params.both_signs == 1u);
+  }
+  let f = i32(i - params.coarse);
+  let aside = select(f - 3, f - 2, f >= 3);
+  if (params.symmetric == 0u) { return u32(max(i32(best) + aside, 0)); }
+  let middle = select(select(7, 15, params.bits == 4u), i32(best), best > 0u);
+  return u32(middle + 2 * aside);
+}
+
+// Which of the first `count` candidates has the smallest sum in a group, the first of equals.
+fn best_of(group: u32, count: u32) -> u32 {
+  var best = 0u;
+  var best_low = 0xffffffffu;
+  var best_high = 0xffffffffu;
+  for (var i = 0u; i < count; i += 1u) {
+    var sum_low = 0u;
+    var sum_high = 0u;
+    for (var table = 0u; table < params.tallies; table += 1u) {
+      let at = 2u * ((group * params.tallies + table) * params.candidates + i);
+      let low = atomicLoad(&counts[at]);
+      sum_low += low;
+      sum_high += atomicLoad(&counts[at + 1u]) + u32(sum_low < low);
+    }
+    if (sum_high < best_high || (sum_high == best_high && sum_low < best_low)) {
+      best = i;
+      best_low = sum_low;
+      best_high = sum_high;
+    }
+  }
+  return best;
+}
+
+// The squared error of candidate i on a chunk, into `counts`.
+fn try_candidate(chunk: u32, i: u32, number: u32) {
+  let group = chunk / params.chunks_per_group;
+  let low = range_low(group);
+  let high = range_high(group);
+  let absmax = max(low, high);
+  if (absmax < MIN_SEARCH || absmax >= INFINITY) { return; }   // sums start as zeros
+  let four = params.bits == 4u;
+  let tried = candidate(low, high, number);
+  let unit = div_rn(select(0x49000000u, 0x46000000u, four), absmax);                  // 2^19 or 2^13
+  let normal = bitcast<f32>(div_rn(select(0x47000000u, 0x46000000u, four), absmax));  // 2^15 or 2^13
+  let step = i32(round(bitcast<f32>(min(multiply(tried.scale & MAGNITUDE, unit), 0x47800000u))));
+  let at = 2u * (chunk * params.candidates + i);
+  let start = group * params.group_len + (chunk % params.chunks_per_group) * params.chunk_len;
+  let end = min(start + params.chunk_len, (group + 1u) * params.group_len);
+  if (step < select(1088, 257, four) || step >= select(32768, 2048, four)) {
+    atomicStore(&counts[at], (end - start) << 30u);
+    atomicStore(&counts[at + 1u], (end - start) >> 2u);
+    return;
+  }
+  let inverse = i32(round(bitcast<f32>(div_rn(select(0x4c800000u, 0x4b000000u, four), bitcast<u32>(f32(step))))));
+  let a = params.qmin - tried.zero_point;
+  let b = params.qmax - tried.zero_point;
+  let flip = tried.scale >= SIGN;
+  let t = Trial(normal, step, inverse, select(a, -b, flip), select(b, -a, flip), four);
+  var sum = vec2<u32>(0u);
+  if (params.group_len % 8u == 0u) {
+    for (var v = start / 8u; v < end / 8u; v += 1u) {
+      let squares = four_squares(four_weights(v, 0u), t) + four_squares(four_weights(v, 1u), t);   // two of 30 bits
+      sum = add_wide(add_wide(add_wide(add_wide(sum, squares.x), squares.y), squares.z), squares.w);
+    }
+  } else {
+    for (var w = start; w < end; w += 1u) { sum = add_wide(sum, four_squares(vec4<u32>(load_weight(w)), t).x); }
+  }
+  atomicStore(&counts[at], sum.x);
+  atomicStore(&counts[at + 1u], sum.y);
+}
+
+struct Trial { normal: f32, step: i32, inverse: i32, lowest: i32, highest: i32, four: bool }
+
+fn four_squares(bits: vec4<u32>, t: Trial) -> vec4<u32> {
+  let x = min(vec4<i32>(round(bitcast<vec4<f32>>(bits) * t.normal)), vec4<i32>(32767));
+  let places = select(6u, 7u, t.four);
+  let rounded = ((x * t.inverse) >> vec4<u32>(16u)) + (1 << (places - 1u));
+  let codes = clamp(rounded >> vec4<u32>(places), vec4<i32>(t.lowest), vec4<i32>(t.highest));
+  let decoded = codes * t.step;
+  let d = x - select((decoded + 8) >> vec4<u32>(4u), decoded, t.four);
+  return vec4<u32>(d * d);
+}
+
+fn add_wide(sum: vec2<u32>, x: u32) -> vec2<u32> {
+  let low = sum.x + x;
+  return vec2<u32>(low, sum.y + u32(low < x));
 }
 
 // -min and max of a group, each widened to include zero. Zeros stand for "nothing seen".

@@ -31,6 +31,7 @@ pub mod minmax;
 pub mod qparams;
 pub mod quantize;
 pub mod quantize_pack;
+pub mod refine;
 pub mod search;
 
 pub use buffers::{Binding, Lengths, TileBuffers};
@@ -108,6 +109,7 @@ pub struct TileParams {
     pub code_offset: i32,
     pub bins: u32,
     pub candidates: u32,
+    pub coarse: u32,
     pub both_signs: u32,
     pub tallies: u32,
     pub saturate: u32,
@@ -117,7 +119,7 @@ pub struct TileParams {
 }
 
 /// Names of the fields of [`TileParams`], in order; every one is four bytes.
-pub const PARAM_NAMES: [&str; 24] = [
+pub const PARAM_NAMES: [&str; 25] = [
     "input_dtype",
     "output_dtype",
     "scale_dtype",
@@ -136,6 +138,7 @@ pub const PARAM_NAMES: [&str; 24] = [
     "code_offset",
     "bins",
     "candidates",
+    "coarse",
     "both_signs",
     "tallies",
     "saturate",
@@ -170,15 +173,13 @@ impl TileParams {
     /// Sets the number of scales that the search for the least squared error tries.
     pub fn with_search(mut self, both_signs: bool) -> Self {
         let signs = if both_signs { 2 } else { 1 };
-        self.both_signs = both_signs.into();
-        self.candidates = match (self.symmetric, self.bits) {
-            (0, _) => 26,             // ranges shrunk to n/64, n = 64 to 39
-            (_, 4) => 1 + 60 * signs, // absmax / c, c = 7 to 14.375 in steps of 1/8
-            (_, _) => 1 + 34 * signs, // absmax / c, c = 127 to 160
+        self.both_signs = (both_signs && self.symmetric == 1).into();
+        self.coarse = match (self.symmetric, self.bits) {
+            (0, _) => 7,
+            (_, 4) => 1 + 15 * signs,
+            (_, _) => 1 + 9 * signs,
         };
-        if self.symmetric == 0 {
-            self.both_signs = 0;
-        }
+        self.candidates = self.coarse + 6;
         self
     }
 
@@ -253,11 +254,12 @@ impl PartialEq for Kernel {
 }
 
 /// Every kernel.
-pub const ALL: [&Kernel; 15] = [
+pub const ALL: [&Kernel; 16] = [
     &minmax::KERNEL,
     &histogram::KERNEL,
     &clip_range::KERNEL,
     &search::KERNEL,
+    &refine::KERNEL,
     &qparams::KERNEL,
     &quantize_pack::KERNEL,
     &error::KERNEL,

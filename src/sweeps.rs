@@ -78,15 +78,18 @@ impl Active {
                 self.counts.resize(found.len(), 0);
                 self.counts.iter_mut().zip(found).for_each(|(count, &c)| *count += u64::from(c));
             }
-            Sweep::Search => {
+            Sweep::Search | Sweep::Refine => {
                 self.sums.resize(results.len(), Vec::new());
                 for (grid, results) in results.iter().enumerate() {
-                    let candidates = self.params(&self.band.pieces[0], grid).candidates as usize;
+                    let params = self.params(&self.band.pieces[0], grid);
+                    let [coarse, candidates] = [params.coarse, params.candidates].map(|n| n as usize);
+                    // a refining tile starts with the coarse sums of all tiles
+                    let new = if self.sweep() == Sweep::Search { 0..coarse } else { coarse..candidates };
                     let sums = &mut self.sums[grid];
                     sums.resize(candidates, 0);
                     for table in results.get(Binding::Counts).chunks_exact(2 * candidates) {
-                        for (sum, words) in sums.iter_mut().zip(table.chunks_exact(2)) {
-                            *sum += u64::from(words[0]) | u64::from(words[1]) << 32;
+                        for i in new.clone() {
+                            sums[i] += u64::from(table[2 * i]) | u64::from(table[2 * i + 1]) << 32;
                         }
                     }
                 }
@@ -143,7 +146,7 @@ impl Active {
     /// Ranges and histograms serve every grid; what follows is done for each.
     fn passes(&self) -> usize {
         match &self.kind {
-            Kind::Quantize { grids, .. } if matches!(self.sweep(), Sweep::Search | Sweep::Quantize) => {
+            Kind::Quantize { grids, .. } if !matches!(self.sweep(), Sweep::Range | Sweep::Histogram) => {
                 grids.len()
             }
             _ => 1,
@@ -167,6 +170,11 @@ impl Active {
                 Sweep::Search => {
                     preload.push((Binding::Ranges, self.ranges.clone()));
                     (vec![&kernels::search::KERNEL], &[Binding::Counts][..])
+                }
+                Sweep::Refine => {
+                    preload.push((Binding::Ranges, self.ranges.clone()));
+                    preload.push((Binding::Counts, self.sum_words(grid)));
+                    (vec![&kernels::refine::KERNEL], &[Binding::Counts][..])
                 }
                 Sweep::Quantize => {
                     let observer = grids[grid].scheme.observer;
@@ -197,17 +205,8 @@ impl Active {
                 preload.push((Binding::Edges, self.edges.clone()));
                 kernels.push(&kernels::clip_range::KERNEL);
             }
-            Observer::Mse { .. } if self.band.spans => {
-                // none yet where only lengths are asked for
-                let words = self
-                    .sums
-                    .get(grid)
-                    .into_iter()
-                    .flatten()
-                    .flat_map(|&sum| [sum as u32, (sum >> 32) as u32]);
-                preload.push((Binding::Counts, words.collect()));
-            }
-            Observer::Mse { .. } => kernels.push(&kernels::search::KERNEL),
+            Observer::Mse { .. } if self.band.spans => preload.push((Binding::Counts, self.sum_words(grid))),
+            Observer::Mse { .. } => kernels.extend([&kernels::search::KERNEL, &kernels::refine::KERNEL]),
         }
         // one kernel does it all, or what is left of it, for groups of whole runs of weights
         let whole = kernels == [&kernels::minmax::KERNEL];
@@ -221,6 +220,12 @@ impl Active {
             kernels.extend([&kernels::qparams::KERNEL, &kernels::quantize::KERNEL]);
         }
         kernels
+    }
+
+    /// Error sums of all tiles, as a table of one; none yet where only lengths are asked for.
+    fn sum_words(&self, grid: usize) -> Vec<u32> {
+        let sums = self.sums.get(grid).into_iter().flatten();
+        sums.flat_map(|&sum| [sum as u32, (sum >> 32) as u32]).collect()
     }
 
     fn params(&self, piece: &Piece, grid: usize) -> TileParams {

@@ -54,8 +54,10 @@ pub enum Sweep {
     Range,
     /// A histogram of every channel.
     Histogram,
-    /// Error sums of the candidates for a scale that spans pieces.
+    /// Error sums of the coarse candidates for a scale that spans pieces.
     Search,
+    /// Error sums of the candidates around the best coarse one.
+    Refine,
     /// Codes, scales, zero points and errors.
     Quantize,
 }
@@ -104,7 +106,7 @@ pub fn bands(scheme: Scheme, rows: usize, cols: usize, max: usize) -> impl Itera
             (Observer::Percentile(_) | Observer::Histogram, _) => {
                 &[Sweep::Range, Sweep::Histogram, Sweep::Quantize]
             }
-            (Observer::Mse { .. }, true) => &[Sweep::Range, Sweep::Search, Sweep::Quantize],
+            (Observer::Mse { .. }, true) => &[Sweep::Range, Sweep::Search, Sweep::Refine, Sweep::Quantize],
             (Observer::MinMax, true) => &[Sweep::Range, Sweep::Quantize],
             (_, false) => &[Sweep::Quantize],
         };

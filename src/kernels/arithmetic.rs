@@ -153,21 +153,23 @@ pub struct QParams {
     pub zero_point: i32,
 }
 
-/// Scale and zero point number i of the search over [-low, high]; number 0 covers the whole range.
+/// Scale and zero point of a candidate for [-low, high]; number 0 covers the whole range. [`super::search`] says which
+/// numbers there are.
 #[inline(always)]
-pub fn candidate(params: &TileParams, low: u32, high: u32, i: u32) -> QParams {
+pub fn candidate(params: &TileParams, low: u32, high: u32, number: u32) -> QParams {
     if params.symmetric == 1 {
-        let j = i.saturating_sub(1);
-        let step = if params.both_signs == 1 { j >> 1 } else { j };
-        let negative = params.both_signs == 1 && j & 1 == 1;
-        let mut steps = (params.qmax - params.qmin) as f32 * 0.5;
-        if i > 0 {
-            steps = if params.bits == 4 { (56 + step) as f32 * 0.125 } else { (127 + step) as f32 };
-        }
+        let place = number.wrapping_sub(1);
+        let narrowed = if params.bits == 4 {
+            (53 + (place >> 1)) as i32 as f32 * 0.125
+        } else {
+            (124 + (place >> 1)) as i32 as f32
+        };
+        let steps = if number == 0 { (params.qmax - params.qmin) as f32 * 0.5 } else { narrowed };
         let scale = stored_scale(params, div_rn(low.max(high), steps.to_bits()));
-        return QParams { scale: scale | if negative { SIGN } else { 0 }, zero_point: 0 };
+        let sign = if number > 0 && place & 1 == 1 { SIGN } else { 0 };
+        return QParams { scale: scale | sign, zero_point: 0 };
     }
-    let shrink = ((64 - i) as f32 * 0.015625).to_bits(); // exact, like every factor of the form n/64
+    let shrink = ((64 - number) as i32 as f32 * 0.015625).to_bits(); // exact, like every factor of the form n/64
     let range = multiply((f32::from_bits(low) + f32::from_bits(high)).to_bits(), shrink);
     let scale = stored_scale(params, div_rn(range, ((params.qmax - params.qmin) as f32).to_bits()));
     let offset = round_quotient(flush(multiply(low, shrink)), scale, params.qmin);

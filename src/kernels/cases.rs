@@ -115,9 +115,10 @@ pub fn data(kind: &str, count: usize, dtype: Float, seed: u64) -> Vec<u8> {
 
 const QUANTIZE: [&Kernel; 4] =
     [&super::minmax::KERNEL, &super::qparams::KERNEL, &super::quantize_pack::KERNEL, &super::error::KERNEL];
-const SEARCH: [&Kernel; 5] = [
+const SEARCH: [&Kernel; 6] = [
     &super::minmax::KERNEL,
     &super::search::KERNEL,
+    &super::refine::KERNEL,
     &super::qparams::KERNEL,
     &super::quantize_pack::KERNEL,
     &super::error::KERNEL,

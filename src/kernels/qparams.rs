@@ -1,7 +1,12 @@
-//! Scale and zero point of every group, from its range, and from the error sums of [`super::search`] if there are any:
+//! Scale and zero point of every group, from its range, and from the error sums of [`super::search`] and [`super::refine`] if there are any:
 //! the candidate with the smallest sum, the first of equals. Twin: `shaders/qparams.wgsl`.
 
-use super::{Binding, Kernel, TileBuffers, TileParams, arithmetic::*, bits::*};
+use super::{
+    Binding, Kernel, TileBuffers, TileParams,
+    arithmetic::*,
+    bits::*,
+    search::{best_of, number_of},
+};
 
 /// The step.
 pub const KERNEL: Kernel = Kernel {
@@ -47,22 +52,11 @@ pub(super) fn range_qparams(params: &TileParams, ranges: &[u32], scales: &mut [u
 
 fn qparams(params: &TileParams, b: &mut TileBuffers) {
     for group in 0..params.groups as usize {
-        let mut best = 0;
-        let mut best_sum = u64::MAX;
-        for i in 0..params.candidates {
-            let mut sum = 0u64;
-            for table in 0..params.tallies as usize {
-                let at =
-                    2 * ((group * params.tallies as usize + table) * params.candidates as usize + i as usize);
-                sum += u64::from(b.counts[at]) | u64::from(b.counts[at + 1]) << 32;
-            }
-            if sum < best_sum {
-                best = i;
-                best_sum = sum;
-            }
-        }
+        let coarse = best_of(params, &b.counts, group, params.coarse);
+        let best = best_of(params, &b.counts, group, params.candidates);
+        let number = number_of(params, best, number_of(params, coarse, 0));
         let (low, high) = (widened(b.ranges[2 * group]), widened(b.ranges[2 * group + 1]));
-        let chosen = candidate(params, low, high, best);
+        let chosen = candidate(params, low, high, number);
         b.scales[group] = chosen.scale;
         b.zero_points[group] = chosen.zero_point;
     }
