@@ -305,7 +305,10 @@ fn try_candidate(chunk: u32, i: u32, number: u32) {
   let at = 2u * (chunk * params.candidates + i);
   let start = group * params.group_len + (chunk % params.chunks_per_group) * params.chunk_len;
   let end = min(start + params.chunk_len, (group + 1u) * params.group_len);
-  if (step < select(1088, 257, four) || step >= select(32768, 2048, four)) {
+  // at 4 bits codes reach over more than half of the range
+  let both = bitcast<u32>(select(bitcast<f32>(low) + bitcast<f32>(high), 2.0 * bitcast<f32>(absmax), params.symmetric == 1u));
+  let range = select(0, i32(round(bitcast<f32>(min(multiply(both, unit), 0x47800000u)))), four);
+  if (step < select(1088, 257, four) || step >= select(32768, 2048, four) || 29 * step < range) {
     atomicStore(&counts[at], (end - start) << 30u);
     atomicStore(&counts[at + 1u], (end - start) >> 2u);
     return;

@@ -7,6 +7,7 @@ use super::{
     bits::*,
     search::{best_of, number_of},
 };
+use multiversion::multiversion;
 
 /// The step.
 pub const KERNEL: Kernel = Kernel {
@@ -27,33 +28,42 @@ pub const KERNEL: Kernel = Kernel {
 
 /// Scales and zero points from ranges alone, for some groups at once.
 #[inline(always)]
-pub(super) fn range_qparams(params: &TileParams, ranges: &[u32], scales: &mut [u32], zero_points: &mut [i32]) {
+pub(super) fn range_qparams(
+    params: &TileParams,
+    ranges: &[u32],
+    scales: &mut [u32],
+    zero_points: &mut [i32],
+) {
     // with constants in the place of these two the loop becomes vector code
-    let each = |params: TileParams, scales: &mut [u32], zero_points: &mut [i32]| {
-        let groups = scales.iter_mut().zip(zero_points).zip(ranges.as_chunks::<2>().0);
-        for ((scale, zero_point), range) in groups {
-            let found = candidate(&params, widened(range[0]), widened(range[1]), 0);
-            (*scale, *zero_point) = (found.scale, found.zero_point);
-        }
-    };
-    let [scale_dtype, symmetric] = [params.scale_dtype, params.symmetric];
-    let mut with = |scale_dtype, symmetric| {
-        each(TileParams { scale_dtype, symmetric, ..*params }, scales, zero_points);
-    };
-    match (scale_dtype, symmetric) {
-        (BF16, 1) => with(BF16, 1),
-        (BF16, _) => with(BF16, 0),
-        (F16, 1) => with(F16, 1),
-        (F16, _) => with(F16, 0),
-        (_, 1) => with(F32, 1),
-        (_, _) => with(F32, 0),
+    match (params.scale_dtype, params.symmetric) {
+        (BF16, 1) => each::<BF16, 1>(params, ranges, scales, zero_points),
+        (BF16, _) => each::<BF16, 0>(params, ranges, scales, zero_points),
+        (F16, 1) => each::<F16, 1>(params, ranges, scales, zero_points),
+        (F16, _) => each::<F16, 0>(params, ranges, scales, zero_points),
+        (_, 1) => each::<F32, 1>(params, ranges, scales, zero_points),
+        (_, _) => each::<F32, 0>(params, ranges, scales, zero_points),
     }
 }
 
+#[inline(always)]
+fn each<const SCALE: u32, const SYMMETRIC: u32>(
+    params: &TileParams,
+    ranges: &[u32],
+    scales: &mut [u32],
+    zero_points: &mut [i32],
+) {
+    let params = TileParams { scale_dtype: SCALE, symmetric: SYMMETRIC, ..*params };
+    let groups = scales.iter_mut().zip(zero_points).zip(ranges.as_chunks::<2>().0);
+    for ((scale, zero_point), range) in groups {
+        let found = candidate(&params, widened(range[0]), widened(range[1]), 0);
+        (*scale, *zero_point) = (found.scale, found.zero_point);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
 fn qparams(params: &TileParams, b: &mut TileBuffers) {
     for group in 0..params.groups as usize {
-        let coarse = best_of(params, &b.counts, group, params.coarse);
-        let best = best_of(params, &b.counts, group, params.candidates);
+        let (coarse, best) = best_of(params, &b.counts, group);
         let number = number_of(params, best, number_of(params, coarse, 0));
         let (low, high) = (widened(b.ranges[2 * group]), widened(b.ranges[2 * group + 1]));
         let chosen = candidate(params, low, high, number);

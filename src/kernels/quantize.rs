@@ -4,7 +4,10 @@
 //! For groups and rows of whole runs of eight weights; the bytes are those of the four steps. Twin:
 //! `shaders/quantize.wgsl`.
 
-use super::{Binding, Kernel, TileBuffers, TileParams, arithmetic::*, bits::*, minmax::chunk_range, qparams::range_qparams};
+use super::{
+    Binding, Kernel, TileBuffers, TileParams, arithmetic::*, bits::*, minmax::chunk_range,
+    qparams::range_qparams,
+};
 use multiversion::multiversion;
 use std::ops::Range;
 

@@ -58,26 +58,31 @@ pub(super) fn number_of(params: &TileParams, i: u32, best: u32) -> u32 {
     (middle as i32 + 2 * aside) as u32
 }
 
-/// Which of the first `count` candidates has the smallest sum in a group, the first of equals; 0 if there are none.
+/// Which of the coarse candidates, and which of all, has the smallest sum in a group: the first of equals; 0 if there
+/// are none.
 #[inline(always)]
-pub(super) fn best_of(params: &TileParams, counts: &[u32], group: usize, count: u32) -> u32 {
+pub(super) fn best_of(params: &TileParams, counts: &[u32], group: usize) -> (u32, u32) {
     let [tallies, candidates] = [params.tallies, params.candidates].map(|n| n as usize);
-    let mut best = (u64::MAX, 0);
-    for i in 0..count {
-        let sum = |table: usize| {
-            let at = 2 * ((group * tallies + table) * candidates + i as usize);
-            u64::from(counts[at]) | u64::from(counts[at + 1]) << 32
-        };
-        let sum = (0..tallies).map(sum).fold(0, u64::wrapping_add);
-        if sum < best.0 {
-            best = (sum, i);
+    let tables = &counts[2 * group * tallies * candidates..][..2 * tallies * candidates];
+    let mut best = [(u64::MAX, 0); 2];
+    for i in 0..candidates {
+        let mut sum = 0u64;
+        for table in 0..tallies {
+            let words = &tables[2 * (table * candidates + i)..][..2];
+            sum = sum.wrapping_add(u64::from(words[0]) | u64::from(words[1]) << 32);
+        }
+        if sum < best[1].0 {
+            best[1] = (sum, i as u32);
+            best[0] = if (i as u32) < params.coarse { best[1] } else { best[0] };
         }
     }
-    best.1
+    (best[0].1, best[1].1)
 }
 
 /// Most candidates that are tried at once: a whole number of vectors.
 const TRIALS: usize = 32;
+/// Candidates that are prepared at once.
+const LANES: usize = 16;
 
 /// What codes of some candidates are made and decoded with.
 struct Trials {
@@ -92,24 +97,49 @@ struct Trials {
 
 impl Trials {
     #[inline(always)]
-    fn new(params: &TileParams, low: u32, high: u32, numbers: &[u32; TRIALS]) -> Self {
+    fn of<const SCALE: u32, const SYMMETRIC: u32>(
+        params: &TileParams,
+        low: u32,
+        high: u32,
+        numbers: &[u32; TRIALS],
+        count: usize,
+    ) -> Self {
+        let params = &TileParams { scale_dtype: SCALE, symmetric: SYMMETRIC, ..*params };
         let (steps, inverses, lowest, highest) = ([0; TRIALS], [0; TRIALS], [0; TRIALS], [0; TRIALS]);
         let mut trials = Trials { steps, inverses, lowest, highest };
         let four = params.bits == 4;
         let unit = div_rn(if four { 0x4600_0000 } else { 0x4900_0000 }, low.max(high)); // 2^13 or 2^19
         let whole = if four { 0x4b00_0000 } else { 0x4c80_0000 }; // 2^23 or 2^26
         let bounds = if four { 257..2048 } else { 1088..32768 };
-        for (i, &number) in numbers.iter().enumerate() {
-            let tried = candidate(params, low, high, number);
-            let step = round_small(f32::from_bits(multiply(tried.scale & MAGNITUDE, unit).min(0x4780_0000)));
-            let fits = bounds.contains(&step);
-            let inverse = f32::from_bits(div_rn(whole, (step as f32).to_bits()).min(0x4780_0000));
-            trials.steps[i] = if fits { step } else { 0 };
-            trials.inverses[i] = if fits { round_small(inverse) } else { 0 };
-            let flip = -i32::from(tried.scale >= SIGN);
-            let [a, b] = [params.qmin - tried.zero_point, params.qmax - tried.zero_point].map(|q| (q ^ flip) - flip);
-            trials.lowest[i] = a.min(b);
-            trials.highest[i] = a.max(b);
+        let capped = |x: u32| round_small(f32::from_bits(x.min(0x4780_0000))); // 2^16
+        // codes reach over more than half of the range, so that differences stay below 2^13
+        let [low_f, high_f] = [low, high].map(f32::from_bits);
+        let both = if params.symmetric == 1 { 2.0 * low_f.max(high_f) } else { low_f + high_f };
+        let range = if four { capped(multiply(both.to_bits(), unit)) } else { 0 };
+        // vectors of a fixed length
+        for (block, numbers) in numbers.as_chunks::<LANES>().0.iter().enumerate() {
+            if block * LANES >= count {
+                break;
+            }
+            let [mut steps, mut inverses, mut lowest, mut highest] = [[0; LANES]; 4];
+            for i in 0..LANES {
+                let tried = candidate(params, low, high, numbers[i]);
+                let step = capped(multiply(tried.scale & MAGNITUDE, unit));
+                let fits = bounds.contains(&step) & (29 * step >= range);
+                steps[i] = if fits { step } else { 0 };
+                let inverse = capped(div_rn(whole, (step as f32).to_bits()));
+                inverses[i] = if fits { inverse } else { 0 };
+                let flip = -i32::from(tried.scale >= SIGN);
+                let a = ((params.qmin - tried.zero_point) ^ flip) - flip;
+                let b = ((params.qmax - tried.zero_point) ^ flip) - flip;
+                lowest[i] = a.min(b);
+                highest[i] = a.max(b);
+            }
+            let at = block * LANES..(block + 1) * LANES;
+            trials.steps[at.clone()].copy_from_slice(&steps);
+            trials.inverses[at.clone()].copy_from_slice(&inverses);
+            trials.lowest[at.clone()].copy_from_slice(&lowest);
+            trials.highest[at].copy_from_slice(&highest);
         }
         trials
     }
@@ -135,16 +165,14 @@ pub(super) fn try_candidates(
         *number = number_of(params, i, best);
     }
     // with constants in the place of these two the loop over candidates becomes vector code
-    let with = |scale_dtype, symmetric| {
-        Trials::new(&TileParams { scale_dtype, symmetric, ..*params }, low, high, &numbers)
-    };
+    let count = tried.len();
     let trials = match (params.scale_dtype, params.symmetric) {
-        (BF16, 1) => with(BF16, 1),
-        (BF16, _) => with(BF16, 0),
-        (F16, 1) => with(F16, 1),
-        (F16, _) => with(F16, 0),
-        (_, 1) => with(F32, 1),
-        (_, _) => with(F32, 0),
+        (BF16, 1) => Trials::of::<BF16, 1>(params, low, high, &numbers, count),
+        (BF16, _) => Trials::of::<BF16, 0>(params, low, high, &numbers, count),
+        (F16, 1) => Trials::of::<F16, 1>(params, low, high, &numbers, count),
+        (F16, _) => Trials::of::<F16, 0>(params, low, high, &numbers, count),
+        (_, 1) => Trials::of::<F32, 1>(params, low, high, &numbers, count),
+        (_, _) => Trials::of::<F32, 0>(params, low, high, &numbers, count),
     };
     let four = params.bits == 4;
     let unit = f32::from_bits(div_rn(if four { 0x4600_0000 } else { 0x4700_0000 }, absmax)); // 2^13 or 2^15
@@ -154,15 +182,22 @@ pub(super) fn try_candidates(
         normalise(params, &b.input, span, unit, &mut normal[..length]);
         let at = (group * params.chunks_per_group + chunk) * params.candidates + tried.start;
         let sums = &mut b.counts[2 * at as usize..][..2 * tried.len()];
-        for (i, sum) in sums.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-            let found = if trials.steps[i] == 0 {
-                (length as u64) << 30
-            } else if four {
-                squared_error_16(&normal[..length], &trials, i)
-            } else {
-                squared_error(&normal[..length], &trials, i)
+        let sums = sums.as_chunks_mut::<2>().0;
+        let mut i = 0;
+        while i < tried.len() {
+            let alike = |list: &[i32; TRIALS]| list[i] == list[(i + 1).min(tried.len() - 1)];
+            let pair = i + 1 < tried.len() && alike(&trials.steps) && alike(&trials.inverses);
+            let found = match (four, pair) {
+                (true, true) => squared_errors_16(&normal[..length], &trials, [i, i + 1]),
+                (true, false) => [squared_errors_16(&normal[..length], &trials, [i])[0], 0],
+                (false, _) => [squared_error(&normal[..length], &trials, i), 0],
             };
-            *sum = [found as u32, (found >> 32) as u32];
+            for (j, sum) in found.into_iter().enumerate().take(if four && pair { 2 } else { 1 }) {
+                // what does not fit is never the best
+                let sum = if trials.steps[i] == 0 { (length as u64) << 30 } else { sum };
+                sums[i + j] = [sum as u32, (sum >> 32) as u32];
+            }
+            i += if four && pair { 2 } else { 1 };
         }
     }
 }
@@ -179,27 +214,39 @@ fn normalise(params: &TileParams, input: &[u32], span: Range<usize>, unit: f32, 
     }
 }
 
-/// Weights whose squares fit 32 bits together: each differs by less than 2^13.
-const BLOCK: usize = 64;
+/// Weights whose squares fit 32 bits together: each differs by less than 2^12.5.
+const BLOCK: usize = 128;
 
-/// The sum at 4 bits: every number fits 16 bits, and every operation is one that vector units have for them.
+/// Sums at 4 bits, of candidates that differ in nothing but bounds: every number fits 16 bits, and every operation is one
+/// that vector units have for them.
 #[inline(always)]
-fn squared_error_16(normal: &[i16], trials: &Trials, i: usize) -> u64 {
-    let [step, inverse] = [trials.steps[i] as i16, trials.inverses[i] as i16];
-    let [lowest, highest] = [trials.lowest[i] as i16, trials.highest[i] as i16];
-    let square = |x: i16| {
-        let quotient = ((i32::from(x) * i32::from(inverse)) >> 16) as i16; // in 1/128
-        let code = (quotient.wrapping_add(64) >> 7).max(lowest).min(highest);
-        let difference = i32::from(x.wrapping_sub(code.wrapping_mul(step)));
-        difference * difference
-    };
+fn squared_errors_16<const N: usize>(normal: &[i16], trials: &Trials, which: [usize; N]) -> [u64; N] {
+    let scale = [trials.steps[which[0]] as i16, trials.inverses[which[0]] as i16];
+    let bounds = which.map(|i| [trials.lowest[i] as i16, trials.highest[i] as i16]);
     let (blocks, rest) = normal.as_chunks::<BLOCK>();
-    let mut sum = 0u64;
+    let mut sums = [0; N];
     for block in blocks {
-        let part = block.iter().fold(0i32, |sum, &x| sum.wrapping_add(square(x)));
-        sum += u64::from(part as u32);
+        let parts = block_errors(block, scale, bounds);
+        (0..N).for_each(|i| sums[i] += u64::from(parts[i]));
     }
-    sum + rest.iter().map(|&x| square(x) as u64).sum::<u64>()
+    let parts = block_errors(rest, scale, bounds);
+    (0..N).for_each(|i| sums[i] += u64::from(parts[i]));
+    sums
+}
+
+#[inline(always)]
+fn block_errors<const N: usize>(block: &[i16], [step, inverse]: [i16; 2], bounds: [[i16; 2]; N]) -> [u32; N] {
+    let mut sums = [0i32; N];
+    for &x in block {
+        let quotient = ((i32::from(x) * i32::from(inverse)) >> 16) as i16; // in 1/128
+        let rounded = quotient.wrapping_add(64) >> 7;
+        for (sum, [lowest, highest]) in sums.iter_mut().zip(bounds) {
+            let code = rounded.max(lowest).min(highest);
+            let difference = i32::from(x.wrapping_sub(code.wrapping_mul(step)));
+            *sum = sum.wrapping_add(difference * difference);
+        }
+    }
+    sums.map(|sum| sum as u32)
 }
 
 /// The sum at any number of bits.
