@@ -168,7 +168,7 @@ fn write(prepared: Prepared, settings: &Settings, out: &Out) -> Result<()> {
             complain!("note: {note}");
         }
     }
-    let mut device = device::open(&settings.device, &settings.gpu)?;
+    let mut device = quantize::open(&prepared, settings)?;
     if !quiet {
         complain!("device: {}", device.why);
     }
@@ -264,7 +264,11 @@ fn devices(check: bool, json: bool) -> Result<()> {
         };
         rows.push((adapter.facts, outcome));
     }
-    let auto = device::open(&device::Choice::Auto, &gpu::GpuOptions::default())?.why;
+    let mut auto = device::open(&device::Choice::Auto, &gpu::GpuOptions::default())?;
+    if check {
+        auto.verify(|_| gpu::every_step())?;
+    }
+    let auto = auto.why;
     let value = serde_json::json!({"adapters": rows, "auto": auto});
     print(&value, json, || show::devices(&rows, &auto))?;
     if failed.is_empty() { Ok(()) } else { Err(Error::Device(failed.join("\n"))) }

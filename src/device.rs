@@ -2,10 +2,11 @@
 //! bytes as the CPU.
 
 use crate::{
-    backend::{Backend, CpuBackend},
+    backend::{Backend, CpuBackend, Steps},
     error::{Error, Result},
     gpu::{self, Adapter, GpuBackend, GpuOptions},
 };
+use std::collections::VecDeque;
 
 /// What the user asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -40,40 +41,33 @@ pub struct Device {
     pub backend: Box<dyn Backend>,
     /// One line for the user.
     pub why: String,
+    /// What `auto` turns to where this one computes something else than the CPU.
+    others: Option<Others>,
 }
 
-/// Opens the device that was asked for.
+/// Hardware GPUs that were not tried yet, and what was wrong with those that were.
+struct Others {
+    adapters: VecDeque<Adapter>,
+    refused: Vec<String>,
+    options: GpuOptions,
+}
+
+/// Opens the device that was asked for. Nothing is compiled or compared yet: see [`Device::verify`].
 pub fn open(choice: &Choice, options: &GpuOptions) -> Result<Device> {
     match choice {
-        Choice::Cpu => Ok(cpu("--device cpu")),
+        Choice::Cpu => Ok(fixed(cpu("--device cpu"))),
         Choice::Auto => {
-            let hardware = gpu::adapters().into_iter().filter(|a| !a.facts.software);
-            let mut refused = Vec::new();
-            for adapter in hardware {
-                match checked(&adapter, options) {
-                    Ok(backend) => {
-                        return Ok(device(
-                            backend,
-                            "the best hardware GPU, its kernels checked against the CPU's",
-                        ));
-                    }
-                    Err(e) => refused.push(e.to_string()),
-                }
-            }
-            if refused.is_empty() {
-                return Ok(cpu("no hardware GPU found"));
-            }
-            Ok(cpu(&format!("no GPU can be used: {}", refused.join("; "))))
+            let adapters = gpu::adapters().into_iter().filter(|a| !a.facts.software).collect();
+            let mut others = Others { adapters, refused: Vec::new(), options: options.clone() };
+            let (backend, why) = others.next();
+            Ok(Device { backend, why, others: Some(others) })
         }
         Choice::Gpu => {
             let adapters = gpu::adapters();
             let first = adapters.first().ok_or_else(|| {
                 Error::Device("--device gpu: no GPU and no driver found (Vulkan, Metal or DX12); --device cpu makes the same bytes".into())
             })?;
-            Ok(device(
-                checked(first, options)?,
-                "--device gpu: the best adapter, its kernels checked against the CPU's",
-            ))
+            Ok(fixed(described(opened(first, options)?, "--device gpu: the best adapter")))
         }
         Choice::Named(name) => {
             let adapters = gpu::adapters();
@@ -92,38 +86,64 @@ pub fn open(choice: &Choice, options: &GpuOptions) -> Result<Device> {
                     "--device {name}: no such adapter; {there}; accepted: auto, cpu, gpu, or a part of a name"
                 ))
             })?;
-            Ok(device(checked(adapter, options)?, "named by --device, its kernels checked against the CPU's"))
+            Ok(fixed(described(opened(adapter, options)?, "named by --device")))
         }
     }
 }
 
-fn cpu(why: &str) -> Device {
+impl Device {
+    /// Proves that the device makes the same bytes as the CPU in these steps, which may depend on it. What `auto` took is
+    /// replaced if it does not; what was asked for by name is refused.
+    pub fn verify(&mut self, steps: impl Fn(&dyn Backend) -> Steps) -> Result<()> {
+        loop {
+            match (self.backend.verify(&steps(self.backend.as_ref())), &mut self.others) {
+                (Ok(()), _) => return Ok(()),
+                (Err(e), None) => return Err(e),
+                (Err(e), Some(others)) => {
+                    others.refused.push(e.to_string());
+                    (self.backend, self.why) = others.next();
+                }
+            }
+        }
+    }
+}
+
+impl Others {
+    /// The next GPU that can be opened, or the CPU.
+    fn next(&mut self) -> (Box<dyn Backend>, String) {
+        while let Some(adapter) = self.adapters.pop_front() {
+            match opened(&adapter, &self.options) {
+                Ok(backend) => return described(backend, "the best hardware GPU"),
+                Err(e) => self.refused.push(e.to_string()),
+            }
+        }
+        let why = match self.refused.as_slice() {
+            [] => "no hardware GPU found".into(),
+            refused => format!("no GPU can be used: {}", refused.join("; ")),
+        };
+        cpu(&why)
+    }
+}
+
+fn fixed((backend, why): (Box<dyn Backend>, String)) -> Device {
+    Device { backend, why, others: None }
+}
+
+fn cpu(why: &str) -> (Box<dyn Backend>, String) {
     let backend = CpuBackend::new();
-    Device { why: format!("{} ({why})", backend.describe()), backend: Box::new(backend) }
+    let why = format!("{} ({why})", backend.describe());
+    (Box::new(backend), why)
 }
 
-fn device(backend: GpuBackend, why: &str) -> Device {
-    Device { why: format!("{}: {why}", backend.describe()), backend: Box::new(backend) }
+fn described(backend: GpuBackend, why: &str) -> (Box<dyn Backend>, String) {
+    let why = format!("{}: {why}, its kernels compared with the CPU's", backend.describe());
+    (Box::new(backend), why)
 }
 
-/// Opens an adapter, if it has what the kernels need and computes what the CPU computes.
-fn checked(adapter: &Adapter, options: &GpuOptions) -> Result<GpuBackend> {
-    let name = &adapter.facts.name;
-    if let Some(lack) = gpu::lacks(adapter) {
-        return Err(Error::Device(format!("{name}: {lack}")));
-    }
-    let mut backend = GpuBackend::open(adapter, options.clone())?;
-    if options.skip_check {
-        return Ok(backend);
-    }
-    let outcome = backend.check(true)?;
-    match outcome.differences.first() {
-        None => Ok(backend),
-        Some(difference) => Err(Error::Device(format!(
-            "{name} computes something else than the CPU in {} of {} checks ({difference}); \
-             --device cpu makes the right bytes, monoquant devices --check lists all differences",
-            outcome.differences.len(),
-            outcome.cases
-        ))),
+/// Opens an adapter, if it has what the kernels need.
+fn opened(adapter: &Adapter, options: &GpuOptions) -> Result<GpuBackend> {
+    match gpu::lacks(adapter) {
+        Some(lack) => Err(Error::Device(format!("{}: {lack}", adapter.facts.name))),
+        None => GpuBackend::open(adapter, options.clone()),
     }
 }

@@ -5,18 +5,23 @@
 #![allow(unsafe_code)] // two places, each with its reason: trusted shaders, and reading files into mapped memory
 
 mod adapters;
+mod check;
+mod pipelines;
 
 pub use adapters::{Adapter, AdapterFacts, adapters, lacks};
+pub use check::every_step;
+
+use pipelines::Pipelines;
 
 use crate::{
-    backend::{Backend, Dispatches, Fill, Pass, Results, Take, Tile},
+    backend::{Backend, Dispatches, Fill, Pass, Results, Steps, Take, Tile},
     error::{Error, Result},
-    kernels::{self, Binding, Kernel, Lengths, Shape, WORKGROUP, cases},
+    kernels::{self, Binding, Lengths, Shape, WORKGROUP},
 };
 use std::{
-    borrow::Cow,
-    collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex},
+    collections::VecDeque,
+    sync::{Arc, Mutex, OnceLock},
+    time::Instant,
 };
 use wgpu::{BufferUsages, PollType};
 
@@ -37,15 +42,19 @@ pub struct GpuBackend {
     device: wgpu::Device,
     queue: wgpu::Queue,
     layout: wgpu::BindGroupLayout,
-    pipeline_layout: wgpu::PipelineLayout,
-    pipelines: HashMap<(&'static str, u32), wgpu::ComputePipeline>,
+    pipelines: Pipelines,
+    /// Steps that make the CPU's bytes; `None` before any check, when the harness itself may run all of them.
+    verified: Option<Steps>,
     shape: Shape,
     options: GpuOptions,
     free: Vec<Slot>,
-    busy: VecDeque<(Slot, Tile, wgpu::SubmissionIndex)>,
+    busy: VecDeque<(Slot, Tile, wgpu::SubmissionIndex, Done)>,
     dispatches: Dispatches,
     failure: Arc<Mutex<Option<String>>>,
 }
+
+/// When a tile's work was done, once it is.
+type Done = Arc<OnceLock<Instant>>;
 
 /// Tiles in flight: one is read, one computes, one is read back.
 const DEPTH: usize = 3;
@@ -85,19 +94,15 @@ impl GpuBackend {
             }
         });
         let layout = bind_group_layout(&device);
-        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: None,
-            bind_group_layouts: &[Some(&layout)],
-            immediate_size: 0,
-        });
         let shape = options.shape.unwrap_or_else(|| best_shape(&facts));
+        let pipelines = Pipelines::new(&device, &layout, shape, &options);
         Ok(GpuBackend {
             facts,
             device,
             queue,
             layout,
-            pipeline_layout,
-            pipelines: HashMap::new(),
+            pipelines,
+            verified: None,
             shape,
             options,
             free: Vec::new(),
@@ -112,12 +117,9 @@ impl GpuBackend {
         &self.facts
     }
 
-    /// Runs the harness of twins on this adapter; `short` for the form that runs before every job.
-    pub fn check(&mut self, short: bool) -> Result<cases::Outcome> {
-        let before = self.dispatches.clone();
-        let outcome = cases::compare(self, &cases::cases(short));
-        self.dispatches = before;
-        outcome
+    /// What was compiled so far.
+    pub fn compiled(&self) -> Steps {
+        self.pipelines.compiled()
     }
 
     fn failed(&self) -> Result<()> {
@@ -125,38 +127,6 @@ impl GpuBackend {
             Some(message) => Err(Error::Device(format!("{}: {message}", self.facts.name))),
             None => Ok(()),
         }
-    }
-
-    fn prepare(&mut self, kernel: &'static Kernel, input_dtype: u32) {
-        let Self { device, pipelines, pipeline_layout, shape, options, .. } = self;
-        pipelines.entry((kernel.name, input_dtype)).or_insert_with(|| {
-            let mut source = kernels::source(kernel, *shape);
-            if let Some((from, to)) = options.corrupt {
-                source = source.replace(from, to);
-            }
-            let descriptor = wgpu::ShaderModuleDescriptor {
-                label: Some(kernel.name),
-                source: wgpu::ShaderSource::Wgsl(Cow::Owned(source)),
-            };
-            // SAFETY: the sources are ours; every index is below a length that `Kernel::touches` states and the slot's
-            // buffers have, and every loop ends. The harness runs the same sources with buffers of exact lengths.
-            let module = unsafe {
-                device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
-            };
-            let lanes = if kernel.team { shape.lanes } else { 1 };
-            let constants = [("INPUT_DTYPE", f64::from(input_dtype)), ("LANES", f64::from(lanes))];
-            device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(kernel.name),
-                layout: Some(pipeline_layout),
-                module: &module,
-                entry_point: Some(kernel.name),
-                compilation_options: wgpu::PipelineCompilationOptions {
-                    constants: &constants,
-                    zero_initialize_workgroup_memory: false,
-                },
-                cache: None,
-            })
-        });
     }
 
     fn slot(&mut self, lengths: &Lengths, passes: usize) -> Slot {
@@ -217,7 +187,7 @@ impl GpuBackend {
             }
             let limit = self.device.limits().max_compute_workgroups_per_dimension;
             let high = workgroups.div_ceil(limit);
-            compute.set_pipeline(&self.pipelines[&(kernel.name, pass.params.input_dtype)]);
+            compute.set_pipeline(self.pipelines.get(kernel, pass.params.input_dtype));
             compute.dispatch_workgroups(workgroups.div_ceil(high), high, 1);
             *self.dispatches.entry(kernel.name).or_default() += 1;
         }
@@ -231,6 +201,12 @@ fn wanted(tile: &Tile) -> usize {
         pass.wants.iter().map(|&b| lengths.of(b)).sum::<usize>()
     };
     tile.passes.iter().map(of_pass).sum()
+}
+
+fn trusted_module(device: &wgpu::Device, source: wgpu::ShaderModuleDescriptor) -> wgpu::ShaderModule {
+    // SAFETY: the sources are ours; every index is below a length that `Kernel::touches` states and the slot's buffers
+    // have, and every loop ends. The harness runs the same sources with buffers of exact lengths.
+    unsafe { device.create_shader_module_trusted(source, wgpu::ShaderRuntimeChecks::unchecked()) }
 }
 
 fn note(failure: &Mutex<Option<String>>, message: String) {
@@ -321,11 +297,18 @@ impl Backend for GpuBackend {
         self.facts.max_binding_bytes.min(self.facts.max_buffer_bytes / 2)
     }
 
+    fn verify(&mut self, steps: &Steps) -> Result<()> {
+        self.prove(steps)
+    }
+
     fn submit(&mut self, tile: Tile, fill: Fill) -> Result<()> {
         self.failed()?;
+        self.proven(&tile)?;
         let lengths = tile.lengths();
         for pass in &tile.passes {
-            pass.kernels.iter().for_each(|kernel| self.prepare(kernel, pass.params.input_dtype));
+            for kernel in &pass.kernels {
+                self.pipelines.prepare(&self.device, kernel, pass.params.input_dtype);
+            }
         }
         let slot = self.slot(&lengths, tile.passes.len());
         {
@@ -344,12 +327,17 @@ impl Backend for GpuBackend {
             slot.readback.map_async(wgpu::MapMode::Read, 0..4 * wanted as u64, |_| {});
         }
         slot.staging.map_async(wgpu::MapMode::Write, .., |_| {});
-        self.busy.push_back((slot, tile, index));
+        let done = Done::default();
+        let when = done.clone();
+        self.queue.on_submitted_work_done(move || {
+            let _ = when.set(Instant::now());
+        });
+        self.busy.push_back((slot, tile, index, done));
         Ok(())
     }
 
     fn collect(&mut self, take: Take) -> Result<bool> {
-        let Some((slot, tile, index)) = self.busy.pop_front() else { return Ok(false) };
+        let Some((slot, tile, index, _)) = self.busy.pop_front() else { return Ok(false) };
         let wait = PollType::Wait { submission_index: Some(index), timeout: None };
         self.device.poll(wait).map_err(|e| self.lost(&e.to_string()))?;
         self.failed()?;
@@ -378,6 +366,14 @@ impl Backend for GpuBackend {
         }
         self.free.push(slot);
         Ok(true)
+    }
+
+    fn finished(&mut self) -> Option<Instant> {
+        let (.., done) = self.busy.front()?;
+        match self.device.poll(PollType::Poll) {
+            Ok(_) if self.failed().is_ok() => done.get().copied(),
+            _ => Some(Instant::now()), // collect says why
+        }
     }
 
     fn in_flight(&self) -> usize {

@@ -126,7 +126,7 @@ impl Plan {
             let mut memory = memory(self.planned(), places)?;
             let output = MemoryOutput::new(memory.iter_mut().map(|place| place.bytes()));
             let settings = settings(device);
-            let mut device = device::open(&settings.device, &settings.gpu)?;
+            let mut device = quantize::open(&self.0, &settings)?;
             let advance = |bytes: u64| tell(progress.as_ref(), &[bytes], &stop, &failed);
             quantize::execute_into(&self.0, &output, &mut device, &settings, &stop, &advance)
         });
@@ -223,7 +223,7 @@ fn written(
     let outcome = py.detach(|| {
         let (prepared, settings) = plan()?;
         let total = quantize::work_bytes(&prepared);
-        let mut device = device::open(&settings.device, &settings.gpu)?;
+        let mut device = quantize::open(&prepared, &settings)?;
         let advance = |bytes: u64| tell(Some(&progress), &[bytes, total], &stop, &failed);
         quantize::execute(&prepared, &mut device, &settings, &stop, &advance)
     });
@@ -310,7 +310,7 @@ fn save(
         }
         let settings = Settings { force, device: device::Choice::Cpu, ..Settings::default() };
         let prepared = copies::prepare(source.open()?, &metadata, &settings, destination)?;
-        let mut cpu = device::open(&settings.device, &settings.gpu)?;
+        let mut cpu = quantize::open(&prepared, &settings)?;
         quantize::execute(&prepared, &mut cpu, &settings, &AtomicBool::new(false), &|_| {}).map(drop)
     };
     py.detach(write).map_err(raised)
