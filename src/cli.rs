@@ -17,7 +17,7 @@ use crate::{
     compare, convert, device,
     error::{Error, Result},
     formats::OutputFormat,
-    gpu::{self, GpuBackend},
+    gpu::{self, GpuBackend, GpuOptions},
     inspect,
     plan::Request,
     quantize::{self, OnNonFinite, Prepared, Settings},
@@ -244,6 +244,7 @@ fn print(value: &impl Serialize, json: bool, human: impl FnOnce()) -> Result<()>
 }
 
 fn devices(check: bool, json: bool) -> Result<()> {
+    let options = GpuOptions { cache: gpu::cache_directory(), ..GpuOptions::default() };
     let mut rows = Vec::new();
     let mut failed = Vec::new();
     for adapter in gpu::adapters() {
@@ -251,7 +252,7 @@ fn devices(check: bool, json: bool) -> Result<()> {
             (_, Some(lack)) => Some(format!("unusable: {lack}")),
             (false, None) => None,
             (true, None) => {
-                let mut backend = GpuBackend::open(&adapter, gpu::GpuOptions::default())?;
+                let mut backend = GpuBackend::open(&adapter, options.clone())?;
                 let outcome = backend.check(false)?;
                 failed.extend(
                     outcome.differences.iter().take(10).map(|d| format!("{}: {d}", adapter.facts.name)),
@@ -264,7 +265,7 @@ fn devices(check: bool, json: bool) -> Result<()> {
         };
         rows.push((adapter.facts, outcome));
     }
-    let mut auto = device::open(&device::Choice::Auto, &gpu::GpuOptions::default())?;
+    let mut auto = device::open(&device::Choice::Auto, &options)?;
     if check {
         auto.verify(|_| gpu::every_step())?;
     }

@@ -2,16 +2,19 @@
 //!
 //! A slot of the ring owns every buffer of one tile: the mapped staging buffer that a reader fills, the eight storage
 //! buffers, and a readback buffer. While one slot computes, others upload or wait to be read.
-#![allow(unsafe_code)] // two places, each with its reason: trusted shaders, and reading files into mapped memory
+#![allow(unsafe_code)] // three places, each with its reason: trusted shaders, the driver's cache, and reading files into mapped memory
 
 mod adapters;
+mod cache;
 mod check;
 mod pipelines;
+mod ties;
 
-pub use adapters::{Adapter, AdapterFacts, adapters, lacks};
+pub use adapters::{Adapter, AdapterFacts, adapters, hardware, lacks};
+pub use cache::cache_directory;
 pub use check::every_step;
 
-use pipelines::Pipelines;
+use pipelines::{Pipelines, bind_group_layout};
 
 use crate::{
     backend::{Backend, Dispatches, Fill, Pass, Results, Steps, Take, Tile},
@@ -20,6 +23,7 @@ use crate::{
 };
 use std::{
     collections::VecDeque,
+    path::PathBuf,
     sync::{Arc, Mutex, OnceLock},
     time::Instant,
 };
@@ -34,6 +38,9 @@ pub struct GpuOptions {
     pub corrupt: Option<(&'static str, &'static str)>,
     /// For tests: goes on with an adapter that was not compared with the CPU.
     pub skip_check: bool,
+    /// A directory for compiled pipelines, where the driver hands them out. Whoever can write there is trusted, as drivers
+    /// hardly check what they get back.
+    pub cache: Option<PathBuf>,
 }
 
 /// Runs the WGSL kernels on one adapter.
@@ -74,7 +81,7 @@ impl GpuBackend {
     /// Opens an adapter, compiles nothing yet.
     pub fn open(adapter: &Adapter, options: GpuOptions) -> Result<Self> {
         let facts = adapter.facts.clone();
-        let wanted = wgpu::Features::SUBGROUP;
+        let wanted = wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("monoquant"),
             required_features: adapter.adapter.features() & wanted,
@@ -95,7 +102,7 @@ impl GpuBackend {
         });
         let layout = bind_group_layout(&device);
         let shape = options.shape.unwrap_or_else(|| best_shape(&facts));
-        let pipelines = Pipelines::new(&device, &layout, shape, &options);
+        let pipelines = Pipelines::new(&device, &adapter.adapter.get_info(), &layout, shape, &options);
         Ok(GpuBackend {
             facts,
             device,
@@ -209,6 +216,20 @@ fn trusted_module(device: &wgpu::Device, source: wgpu::ShaderModuleDescriptor) -
     unsafe { device.create_shader_module_trusted(source, wgpu::ShaderRuntimeChecks::unchecked()) }
 }
 
+/// The driver's cache of pipelines; `None` if it has none.
+fn driver_cache(device: &wgpu::Device, data: Option<&[u8]>) -> Option<wgpu::PipelineCache> {
+    if !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
+        return None;
+    }
+    let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let descriptor = wgpu::PipelineCacheDescriptor { label: None, data, fallback: true };
+    // SAFETY: the data came from `PipelineCache::get_data` and went through a file of ours with a checksum; wgpu compares
+    // adapter and driver version with this one's, and the driver its own identity.
+    let cache = unsafe { device.create_pipeline_cache(&descriptor) };
+    // another adapter's data, for example, under this one's name
+    pollster::block_on(scope.pop()).is_none().then_some(cache)
+}
+
 fn note(failure: &Mutex<Option<String>>, message: String) {
     failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(message);
 }
@@ -220,21 +241,6 @@ fn best_shape(facts: &AdapterFacts) -> Shape {
         return Shape { lanes: 1, subgroups: false };
     }
     Shape { lanes: 16, subgroups: facts.subgroups[0] >= 16 }
-}
-
-fn bind_group_layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
-    let entry = |binding, ty| wgpu::BindGroupLayoutEntry {
-        binding,
-        visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
-        count: None,
-    };
-    let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform)];
-    for binding in Binding::ALL {
-        let read_only = binding.read_only();
-        entries.push(entry(binding as u32, wgpu::BufferBindingType::Storage { read_only }));
-    }
-    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
 }
 
 impl Slot {

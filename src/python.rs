@@ -6,6 +6,7 @@ mod tensors;
 use crate::{
     cli, compare, convert as conversions, copies, device,
     error::{Error, Result},
+    gpu::{self, GpuOptions},
     inspect,
     plan::Plan as Planned,
     quantize::{self, Prepared, Settings},
@@ -166,7 +167,8 @@ impl Plan {
 
 fn settings(device: &str) -> Settings {
     let Ok(device) = device.parse();
-    Settings { device, ..Settings::default() }
+    let gpu = GpuOptions { cache: gpu::cache_directory(), ..GpuOptions::default() };
+    Settings { device, gpu, ..Settings::default() }
 }
 
 fn in_memory() -> Destination {

@@ -1,7 +1,7 @@
 //! Proof that an adapter computes what the CPU computes: all of the harness, or before a job the short cases that the
 //! job's own kernels can run.
 
-use super::GpuBackend;
+use super::{GpuBackend, ties};
 use crate::{
     backend::{Step, Steps, Tile},
     error::{Error, Result},
@@ -19,6 +19,7 @@ impl GpuBackend {
         let before = (self.dispatches.clone(), self.verified.take());
         let outcome = cases::compare(self, cases);
         (self.dispatches, self.verified) = before;
+        self.pipelines.keep();
         outcome
     }
 
@@ -65,6 +66,7 @@ pub(super) fn covering(new: &Steps, all: &Steps) -> Result<Vec<Case>> {
     let runs = |case: &Case, step: &Step| case.tile.steps().any(|s| s == *step);
     let (mut chosen, others): (Vec<Case>, Vec<Case>) = cases::cases(true)
         .into_iter()
+        .chain(ties::cases())
         .filter(|case| case.tile.steps().any(|step| new.contains(&step)))
         .partition(|case| case.tile.steps().all(|step| all.contains(&step)));
     let missing: Steps =
