@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 const ROOMS: [(&str, &[&str]); 15] = [
     ("pyo3::", &["src/python.rs", "src/python/"]),
     ("rawzip::", &["src/reader/torch/archive.rs"]),
-    ("crc32fast::", &["src/writer.rs", "src/writer/checksum.rs", "src/writer/torch.rs", "src/gpu/"]),
+    ("crc32fast::", &["src/writer.rs", "src/writer/checksum.rs", "src/writer/torch.rs", "src/gpu/cache.rs"]),
     ("wgpu::", &["src/gpu.rs", "src/gpu/"]),
     ("pollster::", &["src/gpu.rs", "src/gpu/"]),
     ("clap::", &["src/cli.rs", "src/cli/args"]),

@@ -42,6 +42,11 @@ pub(super) struct Kept {
     pub pipelines: BTreeSet<u32>,
 }
 
+/// What stands for a pipeline: a checksum of the source and constants that it is compiled from.
+pub(super) fn identity(source: &str, input_dtype: u32, lanes: u32) -> u32 {
+    crc32fast::hash(format!("{input_dtype} {lanes}\n{source}").as_bytes())
+}
+
 /// Reads a file: the data, the pipelines and their number, a checksum. `None` if it is absent, damaged or too large.
 pub(super) fn read(path: &Path) -> Option<Kept> {
     let mut data = Vec::new();

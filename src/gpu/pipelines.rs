@@ -27,7 +27,7 @@ pub(super) struct Pipelines {
 struct DriverCache {
     cache: wgpu::PipelineCache,
     path: PathBuf,
-    /// Checksums of the sources of pipelines that are in the file, and that were compiled.
+    /// Pipelines that are in the file, and that were compiled.
     stored: BTreeSet<u32>,
     used: BTreeSet<u32>,
 }
@@ -69,8 +69,7 @@ impl Pipelines {
                 source = source.replace(from, to);
             }
             if let Some(cache) = cache {
-                let shape = format!("{input_dtype} {}\n", shape.lanes);
-                cache.used.insert(crc32fast::hash((shape + &source).as_bytes()));
+                cache.used.insert(cache::identity(&source, input_dtype, shape.lanes));
             }
             let descriptor = wgpu::ShaderModuleDescriptor {
                 label: Some(kernel.name),
