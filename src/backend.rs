@@ -5,8 +5,9 @@ use crate::{
     kernels::{Binding, Kernel, Lengths, TileBuffers, TileParams},
 };
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::mpsc,
+    time::Instant,
 };
 
 /// One upload: weights (or codes), and what is computed from them, pass by pass.
@@ -48,6 +49,11 @@ impl Tile {
     pub fn kernels(&self) -> impl Iterator<Item = &'static Kernel> {
         self.passes.iter().flat_map(|pass| &pass.kernels).copied()
     }
+
+    /// The same, each with the dtype that it is compiled for.
+    pub fn steps(&self) -> impl Iterator<Item = Step> {
+        self.passes.iter().flat_map(|pass| pass.kernels.iter().map(|k| (k.name, pass.params.input_dtype)))
+    }
 }
 
 impl Pass {
@@ -75,6 +81,11 @@ impl<'a> Results<'a> {
     }
 }
 
+/// A kernel's name, and the dtype of its input ([`TileParams::input_dtype`]): what a GPU compiles as one.
+pub type Step = (&'static str, u32);
+/// Kernels that a run needs.
+pub type Steps = BTreeSet<Step>;
+
 /// How many times each kernel was dispatched.
 pub type Dispatches = BTreeMap<&'static str, u64>;
 
@@ -95,10 +106,19 @@ pub trait Backend {
     fn bytes_per_tile(&self, lengths: &Lengths, passes: usize) -> u64;
     /// Largest buffer that a tile may have, in bytes.
     fn max_buffer_bytes(&self) -> u64;
+    /// Proves that these steps make the same bytes as on the CPU, and takes no others from then on. Called with nothing
+    /// in flight; steps that were proven before cost nothing.
+    fn verify(&mut self, steps: &Steps) -> Result<()>;
+    /// Whether another tile should be started before the oldest is collected.
+    fn has_room(&mut self) -> bool {
+        self.in_flight() < self.depth()
+    }
     /// Starts a tile. Fails if [`Backend::depth`] tiles are in flight.
     fn submit(&mut self, tile: Tile, fill: Fill) -> Result<()>;
     /// Waits for the oldest tile and hands it over; false if there is none.
     fn collect(&mut self, take: Take) -> Result<bool>;
+    /// When the oldest tile was finished; `None` if it was not yet, or there is none. Does not wait.
+    fn finished(&mut self) -> Option<Instant>;
     /// Tiles in flight.
     fn in_flight(&self) -> usize;
     /// What was dispatched so far.
@@ -109,9 +129,14 @@ pub trait Backend {
 pub struct CpuBackend {
     threads: usize,
     spare: Vec<TileBuffers>,
-    running: VecDeque<mpsc::Receiver<(Tile, Vec<TileBuffers>)>>,
+    running: VecDeque<mpsc::Receiver<Finished>>,
+    /// The oldest tile, if it was found finished.
+    first: Option<Finished>,
     dispatches: Dispatches,
 }
+
+/// A tile, its buffers, and when they were ready.
+type Finished = (Tile, Vec<TileBuffers>, Instant);
 
 /// Small enough that a tile's weights and codes stay in a core's cache between the steps.
 const CPU_TILE_BYTES: usize = 512 << 10;
@@ -123,6 +148,7 @@ impl CpuBackend {
             threads: rayon::current_num_threads(),
             spare: Vec::new(),
             running: VecDeque::new(),
+            first: None,
             dispatches: Dispatches::new(),
         }
     }
@@ -175,6 +201,10 @@ impl Backend for CpuBackend {
         1 << 30
     }
 
+    fn verify(&mut self, _steps: &Steps) -> Result<()> {
+        Ok(()) // these are the twins that others are compared with
+    }
+
     fn submit(&mut self, tile: Tile, fill: Fill) -> Result<()> {
         let mut buffers: Vec<TileBuffers> =
             tile.passes.iter().map(|_| self.spare.pop().unwrap_or_default()).collect();
@@ -190,15 +220,16 @@ impl Backend for CpuBackend {
         self.running.push_back(receiver);
         rayon::spawn(move || {
             run_passes(&tile, &mut buffers);
-            let _ = sender.send((tile, buffers)); // nobody waits any more after an error elsewhere
+            let _ = sender.send((tile, buffers, Instant::now())); // nobody waits any more after an error elsewhere
         });
         Ok(())
     }
 
     fn collect(&mut self, take: Take) -> Result<bool> {
         let Some(receiver) = self.running.pop_front() else { return Ok(false) };
-        let (tile, buffers) =
-            receiver.recv().map_err(|_| Error::Device("a worker thread of the CPU backend failed".into()))?;
+        let finished = self.first.take().map_or_else(|| receiver.recv(), Ok);
+        let (tile, buffers, _) =
+            finished.map_err(|_| Error::Device("a worker thread of the CPU backend failed".into()))?;
         let mut all = Vec::with_capacity(tile.passes.len());
         for (pass, buffers) in tile.passes.iter().zip(&buffers) {
             let mut results = Results::default();
@@ -210,6 +241,17 @@ impl Backend for CpuBackend {
         take(tile, &all)?;
         self.spare.extend(buffers);
         Ok(true)
+    }
+
+    fn finished(&mut self) -> Option<Instant> {
+        if self.first.is_none() {
+            match self.running.front()?.try_recv() {
+                Ok(finished) => self.first = Some(finished),
+                Err(mpsc::TryRecvError::Empty) => return None,
+                Err(mpsc::TryRecvError::Disconnected) => return Some(Instant::now()), // collect says why
+            }
+        }
+        self.first.as_ref().map(|(.., when)| *when)
     }
 
     fn in_flight(&self) -> usize {

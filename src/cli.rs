@@ -17,7 +17,7 @@ use crate::{
     compare, convert, device,
     error::{Error, Result},
     formats::OutputFormat,
-    gpu::{self, GpuBackend},
+    gpu::{self, GpuBackend, GpuOptions},
     inspect,
     plan::Request,
     quantize::{self, OnNonFinite, Prepared, Settings},
@@ -168,7 +168,7 @@ fn write(prepared: Prepared, settings: &Settings, out: &Out) -> Result<()> {
             complain!("note: {note}");
         }
     }
-    let mut device = device::open(&settings.device, &settings.gpu)?;
+    let mut device = quantize::open(&prepared, settings)?;
     if !quiet {
         complain!("device: {}", device.why);
     }
@@ -244,6 +244,7 @@ fn print(value: &impl Serialize, json: bool, human: impl FnOnce()) -> Result<()>
 }
 
 fn devices(check: bool, json: bool) -> Result<()> {
+    let options = GpuOptions { cache: gpu::cache_directory(), ..GpuOptions::default() };
     let mut rows = Vec::new();
     let mut failed = Vec::new();
     for adapter in gpu::adapters() {
@@ -251,7 +252,7 @@ fn devices(check: bool, json: bool) -> Result<()> {
             (_, Some(lack)) => Some(format!("unusable: {lack}")),
             (false, None) => None,
             (true, None) => {
-                let mut backend = GpuBackend::open(&adapter, gpu::GpuOptions::default())?;
+                let mut backend = GpuBackend::open(&adapter, options.clone())?;
                 let outcome = backend.check(false)?;
                 failed.extend(
                     outcome.differences.iter().take(10).map(|d| format!("{}: {d}", adapter.facts.name)),
@@ -264,7 +265,11 @@ fn devices(check: bool, json: bool) -> Result<()> {
         };
         rows.push((adapter.facts, outcome));
     }
-    let auto = device::open(&device::Choice::Auto, &gpu::GpuOptions::default())?.why;
+    let mut auto = device::open(&device::Choice::Auto, &options)?;
+    if check {
+        auto.verify(|_| gpu::every_step())?;
+    }
+    let auto = auto.why;
     let value = serde_json::json!({"adapters": rows, "auto": auto});
     print(&value, json, || show::devices(&rows, &auto))?;
     if failed.is_empty() { Ok(()) } else { Err(Error::Device(failed.join("\n"))) }

@@ -2,21 +2,30 @@
 //!
 //! A slot of the ring owns every buffer of one tile: the mapped staging buffer that a reader fills, the eight storage
 //! buffers, and a readback buffer. While one slot computes, others upload or wait to be read.
-#![allow(unsafe_code)] // two places, each with its reason: trusted shaders, and reading files into mapped memory
+#![allow(unsafe_code)] // three places, each with its reason: trusted shaders, the driver's cache, and reading files into mapped memory
 
 mod adapters;
+mod cache;
+mod check;
+mod pipelines;
+mod ties;
 
-pub use adapters::{Adapter, AdapterFacts, adapters, lacks};
+pub use adapters::{Adapter, AdapterFacts, adapters, hardware, lacks};
+pub use cache::cache_directory;
+pub use check::every_step;
+
+use pipelines::{Pipelines, bind_group_layout};
 
 use crate::{
-    backend::{Backend, Dispatches, Fill, Pass, Results, Take, Tile},
+    backend::{Backend, Dispatches, Fill, Pass, Results, Steps, Take, Tile},
     error::{Error, Result},
-    kernels::{self, Binding, Kernel, Lengths, Shape, WORKGROUP, cases},
+    kernels::{self, Binding, Lengths, Shape, WORKGROUP},
 };
 use std::{
-    borrow::Cow,
-    collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex},
+    collections::VecDeque,
+    path::PathBuf,
+    sync::{Arc, Mutex, OnceLock},
+    time::Instant,
 };
 use wgpu::{BufferUsages, PollType};
 
@@ -29,6 +38,9 @@ pub struct GpuOptions {
     pub corrupt: Option<(&'static str, &'static str)>,
     /// For tests: goes on with an adapter that was not compared with the CPU.
     pub skip_check: bool,
+    /// A directory for compiled pipelines, where the driver hands them out. Whoever can write there is trusted, as drivers
+    /// hardly check what they get back.
+    pub cache: Option<PathBuf>,
 }
 
 /// Runs the WGSL kernels on one adapter.
@@ -37,15 +49,19 @@ pub struct GpuBackend {
     device: wgpu::Device,
     queue: wgpu::Queue,
     layout: wgpu::BindGroupLayout,
-    pipeline_layout: wgpu::PipelineLayout,
-    pipelines: HashMap<(&'static str, u32), wgpu::ComputePipeline>,
+    pipelines: Pipelines,
+    /// Steps that make the CPU's bytes; `None` before any check, when the harness itself may run all of them.
+    verified: Option<Steps>,
     shape: Shape,
     options: GpuOptions,
     free: Vec<Slot>,
-    busy: VecDeque<(Slot, Tile, wgpu::SubmissionIndex)>,
+    busy: VecDeque<(Slot, Tile, wgpu::SubmissionIndex, Done)>,
     dispatches: Dispatches,
     failure: Arc<Mutex<Option<String>>>,
 }
+
+/// When a tile's work was done, once it is.
+type Done = Arc<OnceLock<Instant>>;
 
 /// Tiles in flight: one is read, one computes, one is read back.
 const DEPTH: usize = 3;
@@ -65,7 +81,7 @@ impl GpuBackend {
     /// Opens an adapter, compiles nothing yet.
     pub fn open(adapter: &Adapter, options: GpuOptions) -> Result<Self> {
         let facts = adapter.facts.clone();
-        let wanted = wgpu::Features::SUBGROUP;
+        let wanted = wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("monoquant"),
             required_features: adapter.adapter.features() & wanted,
@@ -85,19 +101,15 @@ impl GpuBackend {
             }
         });
         let layout = bind_group_layout(&device);
-        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: None,
-            bind_group_layouts: &[Some(&layout)],
-            immediate_size: 0,
-        });
         let shape = options.shape.unwrap_or_else(|| best_shape(&facts));
+        let pipelines = Pipelines::new(&device, &adapter.adapter.get_info(), &layout, shape, &options);
         Ok(GpuBackend {
             facts,
             device,
             queue,
             layout,
-            pipeline_layout,
-            pipelines: HashMap::new(),
+            pipelines,
+            verified: None,
             shape,
             options,
             free: Vec::new(),
@@ -112,12 +124,9 @@ impl GpuBackend {
         &self.facts
     }
 
-    /// Runs the harness of twins on this adapter; `short` for the form that runs before every job.
-    pub fn check(&mut self, short: bool) -> Result<cases::Outcome> {
-        let before = self.dispatches.clone();
-        let outcome = cases::compare(self, &cases::cases(short));
-        self.dispatches = before;
-        outcome
+    /// What was compiled so far.
+    pub fn compiled(&self) -> Steps {
+        self.pipelines.compiled()
     }
 
     fn failed(&self) -> Result<()> {
@@ -125,38 +134,6 @@ impl GpuBackend {
             Some(message) => Err(Error::Device(format!("{}: {message}", self.facts.name))),
             None => Ok(()),
         }
-    }
-
-    fn prepare(&mut self, kernel: &'static Kernel, input_dtype: u32) {
-        let Self { device, pipelines, pipeline_layout, shape, options, .. } = self;
-        pipelines.entry((kernel.name, input_dtype)).or_insert_with(|| {
-            let mut source = kernels::source(kernel, *shape);
-            if let Some((from, to)) = options.corrupt {
-                source = source.replace(from, to);
-            }
-            let descriptor = wgpu::ShaderModuleDescriptor {
-                label: Some(kernel.name),
-                source: wgpu::ShaderSource::Wgsl(Cow::Owned(source)),
-            };
-            // SAFETY: the sources are ours; every index is below a length that `Kernel::touches` states and the slot's
-            // buffers have, and every loop ends. The harness runs the same sources with buffers of exact lengths.
-            let module = unsafe {
-                device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
-            };
-            let lanes = if kernel.team { shape.lanes } else { 1 };
-            let constants = [("INPUT_DTYPE", f64::from(input_dtype)), ("LANES", f64::from(lanes))];
-            device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(kernel.name),
-                layout: Some(pipeline_layout),
-                module: &module,
-                entry_point: Some(kernel.name),
-                compilation_options: wgpu::PipelineCompilationOptions {
-                    constants: &constants,
-                    zero_initialize_workgroup_memory: false,
-                },
-                cache: None,
-            })
-        });
     }
 
     fn slot(&mut self, lengths: &Lengths, passes: usize) -> Slot {
@@ -217,7 +194,7 @@ impl GpuBackend {
             }
             let limit = self.device.limits().max_compute_workgroups_per_dimension;
             let high = workgroups.div_ceil(limit);
-            compute.set_pipeline(&self.pipelines[&(kernel.name, pass.params.input_dtype)]);
+            compute.set_pipeline(self.pipelines.get(kernel, pass.params.input_dtype));
             compute.dispatch_workgroups(workgroups.div_ceil(high), high, 1);
             *self.dispatches.entry(kernel.name).or_default() += 1;
         }
@@ -233,6 +210,26 @@ fn wanted(tile: &Tile) -> usize {
     tile.passes.iter().map(of_pass).sum()
 }
 
+fn trusted_module(device: &wgpu::Device, source: wgpu::ShaderModuleDescriptor) -> wgpu::ShaderModule {
+    // SAFETY: the sources are ours; every index is below a length that `Kernel::touches` states and the slot's buffers
+    // have, and every loop ends. The harness runs the same sources with buffers of exact lengths.
+    unsafe { device.create_shader_module_trusted(source, wgpu::ShaderRuntimeChecks::unchecked()) }
+}
+
+/// The driver's cache of pipelines; `None` if it has none.
+fn driver_cache(device: &wgpu::Device, data: Option<&[u8]>) -> Option<wgpu::PipelineCache> {
+    if !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
+        return None;
+    }
+    let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let descriptor = wgpu::PipelineCacheDescriptor { label: None, data, fallback: true };
+    // SAFETY: the data came from `PipelineCache::get_data` and went through a file of ours with a checksum; wgpu compares
+    // adapter and driver version with this one's, and the driver its own identity.
+    let cache = unsafe { device.create_pipeline_cache(&descriptor) };
+    // another adapter's data, for example, under this one's name
+    pollster::block_on(scope.pop()).is_none().then_some(cache)
+}
+
 fn note(failure: &Mutex<Option<String>>, message: String) {
     failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(message);
 }
@@ -244,21 +241,6 @@ fn best_shape(facts: &AdapterFacts) -> Shape {
         return Shape { lanes: 1, subgroups: false };
     }
     Shape { lanes: 16, subgroups: facts.subgroups[0] >= 16 }
-}
-
-fn bind_group_layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
-    let entry = |binding, ty| wgpu::BindGroupLayoutEntry {
-        binding,
-        visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
-        count: None,
-    };
-    let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform)];
-    for binding in Binding::ALL {
-        let read_only = binding.read_only();
-        entries.push(entry(binding as u32, wgpu::BufferBindingType::Storage { read_only }));
-    }
-    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
 }
 
 impl Slot {
@@ -321,11 +303,18 @@ impl Backend for GpuBackend {
         self.facts.max_binding_bytes.min(self.facts.max_buffer_bytes / 2)
     }
 
+    fn verify(&mut self, steps: &Steps) -> Result<()> {
+        self.prove(steps)
+    }
+
     fn submit(&mut self, tile: Tile, fill: Fill) -> Result<()> {
         self.failed()?;
+        self.proven(&tile)?;
         let lengths = tile.lengths();
         for pass in &tile.passes {
-            pass.kernels.iter().for_each(|kernel| self.prepare(kernel, pass.params.input_dtype));
+            for kernel in &pass.kernels {
+                self.pipelines.prepare(&self.device, kernel, pass.params.input_dtype);
+            }
         }
         let slot = self.slot(&lengths, tile.passes.len());
         {
@@ -344,12 +333,17 @@ impl Backend for GpuBackend {
             slot.readback.map_async(wgpu::MapMode::Read, 0..4 * wanted as u64, |_| {});
         }
         slot.staging.map_async(wgpu::MapMode::Write, .., |_| {});
-        self.busy.push_back((slot, tile, index));
+        let done = Done::default();
+        let when = done.clone();
+        self.queue.on_submitted_work_done(move || {
+            let _ = when.set(Instant::now());
+        });
+        self.busy.push_back((slot, tile, index, done));
         Ok(())
     }
 
     fn collect(&mut self, take: Take) -> Result<bool> {
-        let Some((slot, tile, index)) = self.busy.pop_front() else { return Ok(false) };
+        let Some((slot, tile, index, _)) = self.busy.pop_front() else { return Ok(false) };
         let wait = PollType::Wait { submission_index: Some(index), timeout: None };
         self.device.poll(wait).map_err(|e| self.lost(&e.to_string()))?;
         self.failed()?;
@@ -378,6 +372,14 @@ impl Backend for GpuBackend {
         }
         self.free.push(slot);
         Ok(true)
+    }
+
+    fn finished(&mut self) -> Option<Instant> {
+        let (.., done) = self.busy.front()?;
+        match self.device.poll(PollType::Poll) {
+            Ok(_) if self.failed().is_ok() => done.get().copied(),
+            _ => Some(Instant::now()), // collect says why
+        }
     }
 
     fn in_flight(&self) -> usize {

@@ -31,6 +31,7 @@ pub mod reader;
 pub mod recipe;
 pub mod report;
 pub mod scheme;
+pub mod several;
 pub mod stream;
 pub mod sweeps;
 pub mod tensor;

@@ -6,6 +6,7 @@ mod tensors;
 use crate::{
     cli, compare, convert as conversions, copies, device,
     error::{Error, Result},
+    gpu::{self, GpuOptions},
     inspect,
     plan::Plan as Planned,
     quantize::{self, Prepared, Settings},
@@ -126,7 +127,7 @@ impl Plan {
             let mut memory = memory(self.planned(), places)?;
             let output = MemoryOutput::new(memory.iter_mut().map(|place| place.bytes()));
             let settings = settings(device);
-            let mut device = device::open(&settings.device, &settings.gpu)?;
+            let mut device = quantize::open(&self.0, &settings)?;
             let advance = |bytes: u64| tell(progress.as_ref(), &[bytes], &stop, &failed);
             quantize::execute_into(&self.0, &output, &mut device, &settings, &stop, &advance)
         });
@@ -166,7 +167,8 @@ impl Plan {
 
 fn settings(device: &str) -> Settings {
     let Ok(device) = device.parse();
-    Settings { device, ..Settings::default() }
+    let gpu = GpuOptions { cache: gpu::cache_directory(), ..GpuOptions::default() };
+    Settings { device, gpu, ..Settings::default() }
 }
 
 fn in_memory() -> Destination {
@@ -223,7 +225,7 @@ fn written(
     let outcome = py.detach(|| {
         let (prepared, settings) = plan()?;
         let total = quantize::work_bytes(&prepared);
-        let mut device = device::open(&settings.device, &settings.gpu)?;
+        let mut device = quantize::open(&prepared, &settings)?;
         let advance = |bytes: u64| tell(Some(&progress), &[bytes, total], &stop, &failed);
         quantize::execute(&prepared, &mut device, &settings, &stop, &advance)
     });
@@ -310,7 +312,7 @@ fn save(
         }
         let settings = Settings { force, device: device::Choice::Cpu, ..Settings::default() };
         let prepared = copies::prepare(source.open()?, &metadata, &settings, destination)?;
-        let mut cpu = device::open(&settings.device, &settings.gpu)?;
+        let mut cpu = quantize::open(&prepared, &settings)?;
         quantize::execute(&prepared, &mut cpu, &settings, &AtomicBool::new(false), &|_| {}).map(drop)
     };
     py.detach(write).map_err(raised)

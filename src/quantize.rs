@@ -8,6 +8,7 @@ use companions::{add_companions, is_config_of_a_format, output_bytes, replaced_i
 use reporting::report;
 
 use crate::{
+    backend::{Backend, Steps},
     device::{self, Device},
     error::{Error, Result},
     gpu::GpuOptions,
@@ -15,7 +16,7 @@ use crate::{
     reader::{Checkpoint, gguf::shard_name},
     recipe::Choice,
     report::Report,
-    stream::{Stream, count_not_finite},
+    stream::{Stream, Tiling, count_not_finite},
     tensor::TensorInfo,
     writer::{Container, Destination, Output, Writer, free_bytes},
 };
@@ -311,6 +312,20 @@ pub fn work_bytes(prepared: &Prepared) -> u64 {
     prepared.plan.jobs.iter().map(size).sum()
 }
 
+/// Opens the device of these settings, proven to make the same bytes as the CPU in every kernel that the plan needs.
+pub fn open(prepared: &Prepared, settings: &Settings) -> Result<Device> {
+    let mut device = device::open(&settings.device, &settings.gpu)?;
+    device.verify(|backend| steps(prepared, settings, backend))?;
+    Ok(device)
+}
+
+/// The kernels that the plan needs on this backend.
+pub fn steps(prepared: &Prepared, settings: &Settings, backend: &dyn Backend) -> Steps {
+    let Prepared { plan, tensors, saturate, .. } = prepared;
+    let Settings { max_memory, tile_bytes, .. } = *settings;
+    Tiling { plan, tensors, saturate: *saturate, max_memory, tile_bytes }.steps(backend)
+}
+
 /// Runs a plan: streams every tensor, then puts the result in its place in one step.
 pub fn execute(
     prepared: &Prepared,
@@ -330,7 +345,7 @@ pub fn execute(
     Ok(report)
 }
 
-/// Runs a plan into an output that is there already.
+/// Runs a plan into an output that is there already. Kernels that [`open`] did not prove are proven first.
 pub fn execute_into(
     prepared: &Prepared,
     output: &dyn Output,
@@ -339,6 +354,7 @@ pub fn execute_into(
     interrupted: &AtomicBool,
     progress: &dyn Fn(u64),
 ) -> Result<Report> {
+    device.verify(|backend| steps(prepared, settings, backend))?;
     let start = Instant::now();
     let source = prepared.checkpoint.source()?;
     let stream = Stream {

@@ -4,6 +4,9 @@ mod blocks;
 mod layer;
 mod repack;
 mod run;
+mod tiling;
+
+pub use tiling::Tiling;
 
 use run::Run;
 
@@ -11,13 +14,11 @@ use crate::{
     backend::Backend,
     error::{Error, Result},
     formats::Part,
-    kernels::{Binding, Lengths},
-    plan::{Job, Place, Plan, Work},
+    plan::{Job, Place, Plan},
     reader::Source,
     report::Squares,
-    sweeps::{Active, Kind},
-    tensor::{Float, TensorInfo, View},
-    tiles::{Band, Piece, Sweep, bands, pieces},
+    tensor::{TensorInfo, View},
+    tiles::{Piece, pieces},
     writer::Output,
 };
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,8 +54,6 @@ pub struct JobResult {
     pub saturated: u64,
 }
 
-/// Bytes that a process takes beside its tiles: code, headers, the driver.
-const RESERVE: u64 = 96 << 20;
 /// Bytes that are copied at once.
 const COPY: usize = 4 << 20;
 
@@ -67,7 +66,7 @@ impl Stream<'_> {
             if self.interrupted.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
-            while backend.in_flight() < backend.depth() {
+            while backend.has_room() {
                 if let Some((band, piece)) = run.ready.pop_front() {
                     run.submit(backend, band, piece)?;
                 } else if let Some(job) = jobs.next() {
@@ -85,78 +84,10 @@ impl Stream<'_> {
         }
     }
 
-    /// The most weights that a tile of this job may have.
-    fn max_elements(&self, backend: &dyn Backend, job: &Job) -> usize {
-        let info = &self.tensors[job.source];
-        let budget =
-            self.max_memory.saturating_sub(RESERVE).max(self.max_memory / 2) / backend.depth() as u64;
-        // runs across a transposed matrix are short; a larger tile reads longer ones
-        let across = |view: &View| view.col_stride != 1;
-        let wide = if across(&job.view) || job.target.as_ref().is_some_and(across) { 8 } else { 1 };
-        let decoded = matches!(job.work, Work::Dequantize(_) | Work::DequantizeBlocks(..));
-        let size = if decoded { 2 } else { info.dtype.size() };
-        let usual = self.tile_bytes.unwrap_or_else(|| backend.tile_bytes());
-        let mut max = (usual * wide / size).max(64);
-        while max > 64 {
-            let (lengths, passes) = self.largest(job, max);
-            let largest = Binding::ALL.iter().map(|&b| 4 * lengths.of(b) as u64).max().unwrap_or(0);
-            if backend.bytes_per_tile(&lengths, passes) <= budget && largest <= backend.max_buffer_bytes() {
-                break;
-            }
-            max /= 2;
-        }
-        max
-    }
-
-    /// Buffer lengths and passes of the job's first tile, over all its sweeps.
-    fn largest(&self, job: &Job, max: usize) -> (Lengths, usize) {
-        let mut largest = (Lengths::default(), 1);
-        let Some(band) = self.bands(job, max).into_iter().next() else { return largest };
-        let mut active = Active::new(self.kind(job), 0, band);
-        loop {
-            let tile = active.tile(0, 0);
-            largest = (largest.0.max(tile.lengths()), largest.1.max(tile.passes.len()));
-            if !active.advance() {
-                return largest;
-            }
-        }
-    }
-
-    fn bands(&self, job: &Job, max: usize) -> Vec<Band> {
-        let one = |piece| Band { pieces: vec![piece], spans: false, sweeps: &[Sweep::Quantize] };
-        match &job.work {
-            Work::Quantize(grids) => bands(grids[0].scheme, job.view.rows, job.view.cols, max).collect(),
-            Work::Cast(_) => pieces(job.view.rows, job.view.cols, max, 64).map(one).collect(),
-            Work::Dequantize(i) => {
-                let coded = &self.plan.coded[*i];
-                let align = if coded.group_len < coded.cols { lcm8(coded.group_len) } else { 8 };
-                pieces(coded.rows, coded.cols, max.max(align), align).map(one).collect()
-            }
-            // whole blocks, and whole words of floats
-            Work::QuantizeBlocks(block) | Work::DequantizeBlocks(block, _) => {
-                let align = block.len().max(64);
-                pieces(job.view.rows, job.view.cols, max.max(align), align).map(one).collect()
-            }
-            Work::Copy | Work::Repack(..) => Vec::new(),
-        }
-    }
-
-    fn kind(&self, job: &Job) -> Kind {
-        let input = self.tensors[job.source].dtype.float().unwrap_or(Float::F32);
-        match &job.work {
-            Work::Quantize(grids) => {
-                Kind::Quantize { grids: grids.clone(), input, rows: job.view.rows, cols: job.view.cols }
-            }
-            Work::Cast(to) => Kind::Cast { input, to: *to, saturate: self.saturate },
-            Work::Dequantize(i) => {
-                Kind::Dequantize { coded: self.plan.coded[*i].clone(), saturate: self.saturate }
-            }
-            Work::QuantizeBlocks(block) => Kind::QuantizeBlocks { block: *block, input },
-            Work::DequantizeBlocks(block, to) => {
-                Kind::DequantizeBlocks { block: *block, to: *to, saturate: self.saturate }
-            }
-            Work::Copy | Work::Repack(..) => Kind::Cast { input, to: input, saturate: false },
-        }
+    /// How its jobs are cut.
+    fn tiling(&self) -> Tiling<'_> {
+        let Stream { plan, tensors, saturate, max_memory, tile_bytes, .. } = *self;
+        Tiling { plan, tensors, saturate, max_memory, tile_bytes }
     }
 
     /// Writes bytes to every output of this part.
@@ -217,10 +148,6 @@ impl Stream<'_> {
             Err(e) => e,
         }
     }
-}
-
-fn lcm8(n: usize) -> usize {
-    n << 3u32.saturating_sub(n.trailing_zeros())
 }
 
 /// First index and count of the values of a float tensor that are not finite.

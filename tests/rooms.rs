@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 const ROOMS: [(&str, &[&str]); 15] = [
     ("pyo3::", &["src/python.rs", "src/python/"]),
     ("rawzip::", &["src/reader/torch/archive.rs"]),
-    ("crc32fast::", &["src/writer.rs", "src/writer/checksum.rs", "src/writer/torch.rs"]),
+    ("crc32fast::", &["src/writer.rs", "src/writer/checksum.rs", "src/writer/torch.rs", "src/gpu/cache.rs"]),
     ("wgpu::", &["src/gpu.rs", "src/gpu/"]),
     ("pollster::", &["src/gpu.rs", "src/gpu/"]),
     ("clap::", &["src/cli.rs", "src/cli/args"]),
@@ -15,7 +15,7 @@ const ROOMS: [(&str, &[&str]); 15] = [
     ("half::", &["src/tensor.rs"]),
     ("rustix::", &["src/writer/destination.rs"]),
     ("fs4::", &["src/writer.rs", "src/writer/destination.rs"]),
-    ("tempfile::", &["src/writer.rs", "src/writer/destination.rs"]),
+    ("tempfile::", &["src/writer.rs", "src/writer/destination.rs", "src/gpu/cache.rs"]),
     ("multiversion::", &["src/kernels/"]),
     ("unsafe {", &["src/gpu.rs", "src/main.rs", "src/python/tensors.rs"]),
 ];

@@ -46,9 +46,10 @@ def quantize(
     "percentile", "histogram", "mse"), `observer` ("histogram", "minmax", "moving_average", "percentile") and
     `activation_scheme` for static inputs, `num_calibration_samples`, `calibration` (a `Calibration` or its file),
     `on_nonfinite` ("refuse", "keep"), `saturate`, and from file to file `format` ("compressed-tensors", "gptq", "awq", or
-    several: then each goes to a folder of `output`). Where: `device` ("auto", "cpu", "gpu", an adapter's name), `output`
-    and `force` (file to file, streamed, for paths). Checks: `sample_input`, `run_validation`, `on_failure` ("error",
-    "warn", "ignore"), `accuracy_warning`, `sqnr_warning_threshold`, `sqnr_error_threshold`.
+    several: then each goes to a folder of `output`). Where: `device` ("auto", "cpu", "gpu", "gpu:N" as `monoquant
+    devices` numbers them, an adapter's name, or several that share the work: "gpu:0,gpu:1"), `output` and `force` (file to
+    file, streamed, for paths). Checks: `sample_input`, `run_validation`, `on_failure` ("error", "warn", "ignore"),
+    `accuracy_warning`, `sqnr_warning_threshold`, `sqnr_error_threshold`.
 
     ConfigurationError: arguments that are not accepted, or static 8 bits without data. InputError: a model or file that
     is not what it should be. QuantizationError: nothing to quantize, NaN in weights. ValidationError: the result fails

@@ -46,7 +46,8 @@ class Run:
             raise ConfigurationError(f"num_calibration_samples={self.num_calibration_samples!r}",
                                      "a whole number from 1 on")
         if not isinstance(self.device, str) or not self.device:
-            raise ConfigurationError(f"device={self.device!r}", "'auto', 'cpu', 'gpu', or a part of an adapter's name")
+            raise ConfigurationError(f"device={self.device!r}",
+                                     "'auto', 'cpu', 'gpu', 'gpu:N', a part of an adapter's name, or 'gpu:0,gpu:1'")
         if self.output is not None and not isinstance(self.output, (str, os.PathLike)):
             raise ConfigurationError(f"output={self.output!r}", "a path")
         if self.calibration is not None and not isinstance(self.calibration, (str, os.PathLike)):

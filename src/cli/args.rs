@@ -8,6 +8,7 @@ use crate::{
     device,
     error::{Error, Result},
     formats::{self, OutputFormat},
+    gpu::{self, GpuOptions},
     quantize::Settings,
     tensor::Float,
 };
@@ -61,7 +62,8 @@ pub struct Out {
     /// Replace an existing output
     #[arg(short, long)]
     pub force: bool,
-    /// auto (a hardware GPU, else the CPU), cpu, gpu (any adapter), or a part of an adapter's name
+    /// auto (a hardware GPU, else the CPU), cpu, gpu (any adapter), gpu:N (as `monoquant devices` numbers them), a part of an
+    /// adapter's name, or several that share the work: gpu:0,gpu:1
     #[arg(short, long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
     /// Memory to stay under
@@ -97,7 +99,7 @@ impl Out {
             device,
             max_memory: self.max_memory.0,
             tile_bytes: self.tile_bytes.map(|b| b.0 as usize),
-            ..Settings::default()
+            gpu: GpuOptions { cache: gpu::cache_directory(), ..GpuOptions::default() },
         };
         Ok(settings)
     }

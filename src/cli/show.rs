@@ -291,7 +291,8 @@ pub fn devices(rows: &[(AdapterFacts, Option<String>)], auto: &str) {
     if rows.is_empty() {
         say!("no GPU and no driver found (Vulkan, Metal or DX12)");
     } else {
-        let mut list = table(&["adapter", "kind", "API", "driver", "binding", "subgroups", "check"]);
+        let mut list =
+            table(&["device", "adapter", "kind", "API", "driver", "binding", "subgroups", "check"]);
         for (facts, outcome) in rows {
             let subgroups = match facts.subgroups {
                 [0, 0] => "none".to_owned(),
@@ -299,6 +300,7 @@ pub fn devices(rows: &[(AdapterFacts, Option<String>)], auto: &str) {
                 [low, high] => format!("{low} to {high}"),
             };
             list.add_row(vec![
+                cell(format!("gpu:{}", facts.number)),
                 cell(&facts.name),
                 cell(facts.kind),
                 cell(&facts.api),

@@ -6,6 +6,8 @@ use wgpu::DeviceType;
 /// What `monoquant devices` lists of an adapter.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct AdapterFacts {
+    /// Its place in the list, which `--device gpu:N` takes.
+    pub number: usize,
     /// The adapter's own name.
     pub name: String,
     /// Vulkan, Metal or DX12.
@@ -43,7 +45,29 @@ pub fn adapters() -> Vec<Adapter> {
         .map(|adapter| Adapter { facts: facts(&adapter), adapter })
         .collect();
     list.sort_by_key(|a| rank(a.adapter.get_info().device_type));
+    list.iter_mut().enumerate().for_each(|(number, adapter)| adapter.facts.number = number);
     list
+}
+
+/// The adapters that do not compute on the CPU. Where there can be none, drivers are not loaded, which takes longer than
+/// a small job.
+pub fn hardware() -> Vec<Adapter> {
+    if !may_have_hardware() {
+        return Vec::new();
+    }
+    adapters().into_iter().filter(|a| !a.facts.software).collect()
+}
+
+/// Linux drivers of GPUs talk to files in /dev. Whatever might be one counts, and so does a driver that was asked for.
+fn may_have_hardware() -> bool {
+    const DEVICES: [&str; 11] =
+        ["dri", "dxg", "nvidia", "nvgpu", "nvhost", "nvmap", "kfd", "kgsl", "mali", "pvr", "galcore"];
+    const DRIVERS: [&str; 3] = ["VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_ADD_DRIVER_FILES"];
+    let Ok(entries) = std::fs::read_dir("/dev") else { return true };
+    let known = |name: &str| DEVICES.iter().any(|device| name.starts_with(device));
+    !cfg!(target_os = "linux")
+        || DRIVERS.iter().any(|name| std::env::var_os(name).is_some())
+        || entries.flatten().any(|entry| known(&entry.file_name().to_string_lossy()))
 }
 
 fn rank(device_type: DeviceType) -> u32 {
@@ -66,6 +90,7 @@ fn facts(adapter: &wgpu::Adapter) -> AdapterFacts {
             .iter()
             .any(|s| info.name.to_lowercase().contains(s));
     AdapterFacts {
+        number: 0,
         kind: match info.device_type {
             _ if software => "software",
             DeviceType::DiscreteGpu => "discrete GPU",

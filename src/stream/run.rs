@@ -71,14 +71,15 @@ impl<'a> Run<'a> {
             }
             Work::Cast(_) | Work::QuantizeBlocks(_) | Work::DequantizeBlocks(..) => {}
         }
-        let bands = stream.bands(job, stream.max_elements(backend, job));
+        let tiling = stream.tiling();
+        let bands = tiling.bands(job, tiling.max_elements(backend, job));
         state.bands = bands.len();
         self.states.insert(number, state);
         for band in bands {
             let id = self.next_band;
             self.next_band += 1;
             self.ready.extend((0..band.pieces.len()).map(|p| (id, p)));
-            self.active.insert(id, Active::new(stream.kind(job), number, band));
+            self.active.insert(id, Active::new(tiling.kind(job), number, band));
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MONOQUANT_CACHE_DIR"] = ""
 
 import pytest
 import torch
