@@ -194,9 +194,7 @@ fn only_what_a_job_uses_is_compiled_and_compared() {
     let folder = Folder::new();
     directory(&folder.path("model"), &llama(Float::BF16), &llama_config());
     let adapters = gpu::adapters();
-    for (name, kernels) in
-        [("w8a8", &["error", "minmax", "qparams", "quantize_pack"][..]), ("fp16", &["convert"])]
-    {
+    for (name, kernels) in [("w8a8", &["quantize"][..]), ("fp16", &["convert"])] {
         let (prepared, settings) = prepared(folder.root(), name);
         let mut backend = on_gpu(&adapters[0], GpuOptions::default());
         assert_eq!(backend.compiled().len(), 0);
@@ -244,7 +242,12 @@ fn the_check_before_a_job_sees_a_wrong_driver() {
         ("magnitude == middle && odd", "magnitude == middle", with(&[]), bf16),
         ("magnitude == middle && odd", "magnitude == middle", with(&["histogram", "clip_range"]), f16),
         ("atomicMax(&ranges[2u * group], best.x)", "atomicMax(&ranges[2u * group], best.y)", with(&[]), f32),
-        ("0.015625", "0.0156251", with(&["search"]), bf16),
+        ("* 8192.0", "* 8191.0", vec!["quantize"], bf16),
+        ("* 8192.0", "* 8191.0", vec!["minmax", "histogram", "clip_range", "qparams", "quantize"], f16),
+        ("magnitude == middle && odd", "magnitude == middle", vec!["quantize"], f32),
+        ("0.015625", "0.0156251", vec!["minmax", "search", "refine", "qparams", "quantize"], bf16),
+        ("29 * step < range", "28 * step < range", with(&["search", "refine"]), f16),
+        ("best.x);", "best.y);", vec!["quantize"], bf16),
         ("+ 0xfffu", "+ 0x1000u", vec!["convert"], f32),
         ("(x + 0x7fffu", "(x + 0x8000u", vec!["convert"], f32),
         ("(x + 0x7fffu", "(x + 0x8000u", vec!["convert"], f16),
@@ -275,12 +278,12 @@ fn no_run_starts_unchecked() {
     let folder = Folder::new();
     directory(&folder.path("model"), &llama(Float::BF16), &llama_config());
     let (prepared, settings) = prepared(folder.root(), "w8a8");
-    let corrupt = Some(("magnitude == middle && odd", "magnitude == middle"));
+    let corrupt = Some(("* 8192.0", "* 8191.0"));
     let options = GpuOptions { corrupt, ..Default::default() };
     for choice in [device::Choice::Gpu, device::Choice::Named("gpu:0,cpu".into())] {
         let mut device = device::open(&choice, &options).unwrap();
         let run = monoquant::quantize::execute(&prepared, &mut device, &settings, &false.into(), &|_| {});
-        assert!(run.unwrap_err().to_string().contains("quantize_pack"));
+        assert!(run.unwrap_err().to_string().contains("quantize"));
         assert!(!folder.path("out").exists());
     }
 }

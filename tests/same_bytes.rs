@@ -158,11 +158,9 @@ fn one_corrupted_shader_constant_changes_the_file_and_is_refused() {
     assert_eq!(right.len(), wrong.len());
     assert!(right != wrong, "the files do not show a wrong constant");
 
-    for arithmetic in [("magnitude == middle && odd", "magnitude == middle"), ("* 8192.0", "* 8191.0")] {
-        let error = run("refused", Some(arithmetic), false).unwrap_err().to_string();
-        assert!(error.contains("quantize") && error.contains("--device cpu"), "{error}");
-        assert!(!folder.path("refused").exists());
-    }
+    let error = run("refused", Some(("* 8192.0", "* 8191.0")), false).unwrap_err().to_string();
+    assert!(error.contains("quantize") && error.contains("--device cpu"), "{error}");
+    assert!(!folder.path("refused").exists());
 }
 
 #[test]

@@ -200,10 +200,9 @@ pub fn cases(short: bool) -> Vec<Case> {
                         if symmetric { "symmetric" } else { "asymmetric" },
                         ["", " search", " clip"][turn % 3],
                     );
-                    if super::quantize::suits(&params) {
-                        let (kernels, params) = fused(kernels, params);
+                    for (ending, kernels, params) in fused(kernels, params) {
                         cases.push(Case {
-                            name: format!("{name}, fused"),
+                            name: format!("{name}{ending}"),
                             tile: tile(params, &kernels, preload.clone(), ALL_OUTPUTS, input.len()),
                             input: input.clone(),
                         });
@@ -222,13 +221,19 @@ pub fn cases(short: bool) -> Vec<Case> {
     cases
 }
 
-/// The same with the kernel that does several steps at once.
-fn fused(kernels: &[&'static Kernel], params: TileParams) -> (Vec<&'static Kernel>, TileParams) {
-    if kernels == &QUANTIZE[..] {
-        return (vec![&super::quantize::KERNEL], params);
+/// The same with the kernel that does several steps at once: all of them, or the last ones.
+fn fused(
+    kernels: &[&'static Kernel],
+    params: TileParams,
+) -> Vec<(&'static str, Vec<&'static Kernel>, TileParams)> {
+    if !super::quantize::suits(&params) {
+        return vec![];
     }
     let before = &kernels[..kernels.len() - 2]; // but for codes and errors
-    ([before, &[&super::quantize::KERNEL]].concat(), TileParams { scaled: 1, ..params })
+    let last = [before, &[&super::quantize::KERNEL]].concat();
+    let last = (", scales first", last, TileParams { scaled: 1, ..params });
+    let all = (", fused", vec![&super::quantize::KERNEL], params);
+    if kernels == &QUANTIZE[..] { vec![last, all] } else { vec![last] }
 }
 
 /// Casts and dequantization.
