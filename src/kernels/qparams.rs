@@ -63,7 +63,8 @@ fn each<const SCALE: u32, const SYMMETRIC: u32>(
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
 fn qparams(params: &TileParams, b: &mut TileBuffers) {
     for group in 0..params.groups as usize {
-        let (coarse, best) = best_of(params, &b.counts, group);
+        let [coarse, best] =
+            [params.coarse, params.candidates].map(|count| best_of(params, &b.counts, group, count));
         let number = number_of(params, best, number_of(params, coarse, 0));
         let (low, high) = (widened(b.ranges[2 * group]), widened(b.ranges[2 * group + 1]));
         let chosen = candidate(params, low, high, number);

@@ -30,7 +30,7 @@ pub const KERNEL: Kernel = Kernel {
 fn refine(params: &TileParams, b: &mut TileBuffers) {
     let mut normal = [0; CHUNK as usize];
     for group in 0..params.groups {
-        let best = number_of(params, best_of(params, &b.counts, group as usize).0, 0);
+        let best = number_of(params, best_of(params, &b.counts, group as usize, params.coarse), 0);
         try_candidates(params, b, group, best, params.coarse..params.candidates, &mut normal);
     }
 }

@@ -58,27 +58,24 @@ pub(super) fn number_of(params: &TileParams, i: u32, best: u32) -> u32 {
     (middle as i32 + 2 * aside) as u32
 }
 
-/// Which of the coarse candidates, and which of all, has the smallest sum in a group: the first of equals; 0 if there
-/// are none.
+/// Which of the first `count` candidates has the smallest sum in a group, the first of equals; 0 if there are none.
 #[inline(always)]
-pub(super) fn best_of(params: &TileParams, counts: &[u32], group: usize) -> (u32, u32) {
-    let [tallies, candidates] = [params.tallies, params.candidates].map(|n| n as usize);
+pub(super) fn best_of(params: &TileParams, counts: &[u32], group: usize, count: u32) -> u32 {
+    let [tallies, candidates, count] = [params.tallies, params.candidates, count].map(|n| n as usize);
     let tables = &counts[2 * group * tallies * candidates..][..2 * tallies * candidates];
-    let mut best = [(u64::MAX, 0); 2];
-    for i in 0..candidates {
-        let mut sum = 0u64;
-        for table in 0..tallies {
-            let words = &tables[2 * (table * candidates + i)..][..2];
-            sum = sum.wrapping_add(u64::from(words[0]) | u64::from(words[1]) << 32);
-        }
-        if sum < best[1].0 {
-            best[1] = (sum, i as u32);
-            best[0] = if (i as u32) < params.coarse { best[1] } else { best[0] };
+    let mut sums = [0u64; MOST];
+    let sums = &mut sums[..count];
+    for table in tables.chunks_exact((2 * candidates).max(1)) {
+        for (sum, words) in sums.iter_mut().zip(table.as_chunks::<2>().0) {
+            *sum = sum.wrapping_add(u64::from(words[0]) | u64::from(words[1]) << 32);
         }
     }
-    (best[0].1, best[1].1)
+    let least = sums.iter().fold(u64::MAX, |least, &sum| least.min(sum));
+    sums.iter().position(|&sum| sum == least).unwrap_or(0) as u32
 }
 
+/// Most candidates that there are.
+const MOST: usize = 64;
 /// Most candidates that are tried at once: a whole number of vectors.
 const TRIALS: usize = 32;
 /// Candidates that are prepared at once.
