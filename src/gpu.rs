@@ -70,7 +70,8 @@ const TILE_BYTES_SOFTWARE: usize = 4 << 20;
 
 struct Slot {
     capacity: Lengths,
-    staging: wgpu::Buffer,
+    /// Where the reader writes, unless it may write to the storage buffer itself.
+    staging: Option<wgpu::Buffer>,
     storage: [wgpu::Buffer; 8],
     readback: wgpu::Buffer,
     /// Parameters of each pass, and the buffers bound with them.
@@ -81,7 +82,10 @@ impl GpuBackend {
     /// Opens an adapter, compiles nothing yet.
     pub fn open(adapter: &Adapter, options: GpuOptions) -> Result<Self> {
         let facts = adapter.facts.clone();
-        let wanted = wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE;
+        let mut wanted = wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE;
+        if facts.shared_memory {
+            wanted |= wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
+        }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("monoquant"),
             required_features: adapter.adapter.features() & wanted,
@@ -150,7 +154,9 @@ impl GpuBackend {
     fn encode(&mut self, slot: &Slot, tile: &Tile) -> wgpu::SubmissionIndex {
         let mut encoder = self.device.create_command_encoder(&Default::default());
         let bytes = 4 * tile.lengths().of(Binding::Input).max(4) as u64;
-        encoder.copy_buffer_to_buffer(&slot.staging, 0, &slot.storage[0], 0, Some(bytes));
+        if let Some(staging) = &slot.staging {
+            encoder.copy_buffer_to_buffer(staging, 0, &slot.storage[0], 0, Some(bytes));
+        }
         let mut at = 0;
         for (pass, (uniform, bind_group)) in tile.passes.iter().zip(&slot.passes) {
             let lengths = pass.lengths();
@@ -250,7 +256,13 @@ impl Slot {
             device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation })
         };
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
-        let storage = Binding::ALL.map(|binding| buffer(capacity.of(binding), usage, false));
+        // where the GPU computes in the host's memory, a copy of the input would only cost time
+        let direct = device.features().contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS);
+        let storage = Binding::ALL.map(|binding| match binding {
+            Binding::Input if direct => buffer(capacity.of(binding), usage | BufferUsages::MAP_WRITE, true),
+            _ => buffer(capacity.of(binding), usage, false),
+        });
+        let upload = BufferUsages::MAP_WRITE | BufferUsages::COPY_SRC;
         let pass = |_| {
             let uniform_words = kernels::PARAM_NAMES.len();
             let uniform = buffer(uniform_words, BufferUsages::UNIFORM | BufferUsages::COPY_DST, false);
@@ -267,16 +279,17 @@ impl Slot {
         let pass_list = (0..passes).map(pass).collect();
         let returned: usize = Binding::ALL.iter().filter(|b| !b.read_only()).map(|&b| capacity.of(b)).sum();
         Slot {
-            staging: buffer(
-                capacity.of(Binding::Input),
-                BufferUsages::MAP_WRITE | BufferUsages::COPY_SRC,
-                true,
-            ),
+            staging: (!direct).then(|| buffer(capacity.of(Binding::Input), upload, true)),
             readback: buffer(returned * passes, BufferUsages::MAP_READ | BufferUsages::COPY_DST, false),
             capacity,
             storage,
             passes: pass_list,
         }
+    }
+
+    /// What the reader fills.
+    fn mapped(&self) -> &wgpu::Buffer {
+        self.staging.as_ref().unwrap_or(&self.storage[0])
     }
 }
 
@@ -319,20 +332,20 @@ impl Backend for GpuBackend {
         let slot = self.slot(&lengths, tile.passes.len());
         {
             let bytes = 4 * lengths.of(Binding::Input) as u64;
-            let mapped = slot.staging.get_mapped_range_mut(0..bytes.max(16));
+            let mapped = slot.mapped().get_mapped_range_mut(0..bytes.max(16));
             let mut mapped = mapped.map_err(|e| self.lost(&e.to_string()))?;
             let mut view = mapped.slice(..tile.input_bytes);
             // SAFETY: the view is this slice, mapped for writing, and was zeroed by wgpu when it was made. `fill` only
             // writes to it (a positioned read of a file); reading it would merely be slow on write-combined memory.
             fill(unsafe { view.as_raw_ptr().as_mut() })?;
         }
-        slot.staging.unmap();
+        slot.mapped().unmap();
         let index = self.encode(&slot, &tile);
         let wanted = wanted(&tile);
         if wanted > 0 {
             slot.readback.map_async(wgpu::MapMode::Read, 0..4 * wanted as u64, |_| {});
         }
-        slot.staging.map_async(wgpu::MapMode::Write, .., |_| {});
+        slot.mapped().map_async(wgpu::MapMode::Write, .., |_| {});
         let done = Done::default();
         let when = done.clone();
         self.queue.on_submitted_work_done(move || {

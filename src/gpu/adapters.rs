@@ -24,6 +24,8 @@ pub struct AdapterFacts {
     pub subgroups: [u32; 2],
     /// Whether it computes on the CPU.
     pub software: bool,
+    /// Whether it computes in the host's memory, and buffers can be both written by the host and read by kernels.
+    pub shared_memory: bool,
 }
 
 /// An adapter that could be opened.
@@ -105,6 +107,8 @@ fn facts(adapter: &wgpu::Adapter) -> AdapterFacts {
         max_buffer_bytes: limits.max_buffer_size,
         subgroups: if subgroups { [info.subgroup_min_size, info.subgroup_max_size] } else { [0, 0] },
         software,
+        shared_memory: (software || info.device_type == DeviceType::IntegratedGpu)
+            && adapter.features().contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
     }
 }
 
