@@ -3,6 +3,7 @@
 use crate::{
     error::{Error, Result},
     kernels::{Binding, Kernel, Lengths, TileBuffers, TileParams},
+    profile::Profile,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -103,6 +104,8 @@ pub trait Backend {
     fn in_flight(&self) -> usize;
     /// What was dispatched so far.
     fn dispatches(&self) -> Dispatches;
+    /// Records what kernels do from now on, or nothing.
+    fn set_profile(&mut self, profile: Option<Profile>);
 }
 
 /// Runs the Rust twins, a tile a task, on all cores.
@@ -111,6 +114,7 @@ pub struct CpuBackend {
     spare: Vec<TileBuffers>,
     running: VecDeque<mpsc::Receiver<(Tile, Vec<TileBuffers>)>>,
     dispatches: Dispatches,
+    profile: Option<Profile>,
 }
 
 /// Small enough that a tile's weights and codes stay in a core's cache between the steps.
@@ -124,6 +128,7 @@ impl CpuBackend {
             spare: Vec::new(),
             running: VecDeque::new(),
             dispatches: Dispatches::new(),
+            profile: None,
         }
     }
 }
@@ -188,8 +193,12 @@ impl Backend for CpuBackend {
         }
         let (sender, receiver) = mpsc::sync_channel(1);
         self.running.push_back(receiver);
+        let profile = self.profile.clone();
         rayon::spawn(move || {
+            let names = tile.kernels().map(|kernel| kernel.name);
+            let span = profile.as_ref().map(|profile| profile.kernels(tile.tag, names, tile.input_bytes));
             run_passes(&tile, &mut buffers);
+            drop(span);
             let _ = sender.send((tile, buffers)); // nobody waits any more after an error elsewhere
         });
         Ok(())
@@ -218,5 +227,9 @@ impl Backend for CpuBackend {
 
     fn dispatches(&self) -> Dispatches {
         self.dispatches.clone()
+    }
+
+    fn set_profile(&mut self, profile: Option<Profile>) {
+        self.profile = profile;
     }
 }

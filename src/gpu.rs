@@ -5,20 +5,24 @@
 #![allow(unsafe_code)] // two places, each with its reason: trusted shaders, and reading files into mapped memory
 
 mod adapters;
+mod slot;
 
 pub use adapters::{Adapter, AdapterFacts, adapters, lacks};
+
+use slot::{Slot, bind_group_layout};
 
 use crate::{
     backend::{Backend, Dispatches, Fill, Pass, Results, Take, Tile},
     error::{Error, Result},
     kernels::{self, Binding, Kernel, Lengths, Shape, WORKGROUP, cases},
+    profile::{Profile, Stage},
 };
 use std::{
     borrow::Cow,
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex},
 };
-use wgpu::{BufferUsages, PollType};
+use wgpu::PollType;
 
 /// Settings that change how fast an adapter computes, or that tests need; none changes a byte.
 #[derive(Debug, Clone, Default)]
@@ -45,21 +49,13 @@ pub struct GpuBackend {
     busy: VecDeque<(Slot, Tile, wgpu::SubmissionIndex)>,
     dispatches: Dispatches,
     failure: Arc<Mutex<Option<String>>>,
+    profile: Option<Profile>,
 }
 
 /// Tiles in flight: one is read, one computes, one is read back.
 const DEPTH: usize = 3;
 const TILE_BYTES_HARDWARE: usize = 16 << 20;
 const TILE_BYTES_SOFTWARE: usize = 4 << 20;
-
-struct Slot {
-    capacity: Lengths,
-    staging: wgpu::Buffer,
-    storage: [wgpu::Buffer; 8],
-    readback: wgpu::Buffer,
-    /// Parameters of each pass, and the buffers bound with them.
-    passes: Vec<(wgpu::Buffer, wgpu::BindGroup)>,
-}
 
 impl GpuBackend {
     /// Opens an adapter, compiles nothing yet.
@@ -104,6 +100,7 @@ impl GpuBackend {
             busy: VecDeque::new(),
             dispatches: Dispatches::new(),
             failure,
+            profile: None,
         })
     }
 
@@ -246,58 +243,6 @@ fn best_shape(facts: &AdapterFacts) -> Shape {
     Shape { lanes: 16, subgroups: facts.subgroups[0] >= 16 }
 }
 
-fn bind_group_layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
-    let entry = |binding, ty| wgpu::BindGroupLayoutEntry {
-        binding,
-        visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
-        count: None,
-    };
-    let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform)];
-    for binding in Binding::ALL {
-        let read_only = binding.read_only();
-        entries.push(entry(binding as u32, wgpu::BufferBindingType::Storage { read_only }));
-    }
-    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
-}
-
-impl Slot {
-    fn new(device: &wgpu::Device, layout: &wgpu::BindGroupLayout, capacity: Lengths, passes: usize) -> Self {
-        let buffer = |words: usize, usage, mapped_at_creation| {
-            let size = 4 * words.max(4) as u64; // a binding cannot be empty
-            device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation })
-        };
-        let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
-        let storage = Binding::ALL.map(|binding| buffer(capacity.of(binding), usage, false));
-        let pass = |_| {
-            let uniform_words = kernels::PARAM_NAMES.len();
-            let uniform = buffer(uniform_words, BufferUsages::UNIFORM | BufferUsages::COPY_DST, false);
-            let mut entries =
-                vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
-            for (binding, buffer) in Binding::ALL.iter().zip(&storage) {
-                let resource = buffer.as_entire_binding();
-                entries.push(wgpu::BindGroupEntry { binding: *binding as u32, resource });
-            }
-            let descriptor = wgpu::BindGroupDescriptor { label: None, entries: &entries, layout };
-            let bind_group = device.create_bind_group(&descriptor);
-            (uniform, bind_group)
-        };
-        let pass_list = (0..passes).map(pass).collect();
-        let returned: usize = Binding::ALL.iter().filter(|b| !b.read_only()).map(|&b| capacity.of(b)).sum();
-        Slot {
-            staging: buffer(
-                capacity.of(Binding::Input),
-                BufferUsages::MAP_WRITE | BufferUsages::COPY_SRC,
-                true,
-            ),
-            readback: buffer(returned * passes, BufferUsages::MAP_READ | BufferUsages::COPY_DST, false),
-            capacity,
-            storage,
-            passes: pass_list,
-        }
-    }
-}
-
 impl Backend for GpuBackend {
     fn describe(&self) -> String {
         let AdapterFacts { name, api, kind, driver, .. } = &self.facts;
@@ -337,8 +282,15 @@ impl Backend for GpuBackend {
             // writes to it (a positioned read of a file); reading it would merely be slow on write-combined memory.
             fill(unsafe { view.as_raw_ptr().as_mut() })?;
         }
+        let upload = self.profile.as_ref().map(|p| p.span(Stage::Upload).of_tile(tile.tag, tile.input_bytes));
         slot.staging.unmap();
         let index = self.encode(&slot, &tile);
+        drop(upload);
+        if let Some(profile) = &self.profile {
+            let names = tile.kernels().map(|kernel| kernel.name);
+            let flight = profile.flight(&self.facts.name, tile.tag, names, tile.input_bytes);
+            self.queue.on_submitted_work_done(move || drop(flight));
+        }
         let wanted = wanted(&tile);
         if wanted > 0 {
             slot.readback.map_async(wgpu::MapMode::Read, 0..4 * wanted as u64, |_| {});
@@ -358,6 +310,8 @@ impl Backend for GpuBackend {
             let empty = vec![Results::default(); tile.passes.len()];
             take(tile, &empty)?;
         } else {
+            let readback =
+                self.profile.as_ref().map(|p| p.span(Stage::Readback).of_tile(tile.tag, 4 * wanted));
             let view = slot.readback.get_mapped_range(0..4 * wanted as u64);
             let view = view.map_err(|e| self.lost(&e.to_string()))?;
             let words: &[u32] = bytemuck::cast_slice(&view);
@@ -372,6 +326,7 @@ impl Backend for GpuBackend {
                 }
                 all.push(results);
             }
+            drop(readback);
             take(tile, &all)?;
             drop(view);
             slot.readback.unmap();
@@ -386,6 +341,10 @@ impl Backend for GpuBackend {
 
     fn dispatches(&self) -> Dispatches {
         self.dispatches.clone()
+    }
+
+    fn set_profile(&mut self, profile: Option<Profile>) {
+        self.profile = profile;
     }
 }
 

@@ -24,6 +24,7 @@ pub mod observer;
 pub mod overrides;
 pub mod packing;
 pub mod plan;
+pub mod profile;
 #[cfg(feature = "python")]
 mod python;
 pub mod quantize;

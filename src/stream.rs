@@ -13,6 +13,7 @@ use crate::{
     formats::Part,
     kernels::{Binding, Lengths},
     plan::{Job, Place, Plan, Work},
+    profile::{Profile, Stage},
     reader::Source,
     report::Squares,
     sweeps::{Active, Kind},
@@ -42,6 +43,8 @@ pub struct Stream<'a> {
     pub interrupted: &'a AtomicBool,
     /// Told the bytes of input that were finished.
     pub progress: &'a dyn Fn(u64),
+    /// Where the loop's stages are recorded.
+    pub profile: Option<&'a Profile>,
 }
 
 /// What came of one job.
@@ -76,8 +79,12 @@ impl Stream<'_> {
                     break;
                 }
             }
-            if !backend.collect(&mut |tile, results| run.done(tile, results))?
-                && run.ready.is_empty()
+            let waiting = backend.in_flight() > 0;
+            let mut wait = self.profile.filter(|_| waiting).map(|profile| profile.span(Stage::Wait));
+            if !backend.collect(&mut |tile, results| {
+                drop(wait.take());
+                run.done(tile, results)
+            })? && run.ready.is_empty()
                 && jobs.is_empty()
             {
                 return Ok(run.results);

@@ -73,6 +73,9 @@ pub struct Out {
     /// Write a report of every layer as JSON
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,
+    /// Write a Chrome trace of the run's stages, for chrome://tracing or ui.perfetto.dev
+    #[arg(long, value_name = "FILE.json")]
+    pub profile: Option<PathBuf>,
     /// Print only warnings and the output's path
     #[arg(short, long)]
     pub quiet: bool,
