@@ -236,7 +236,7 @@ fn note(failure: &Mutex<Option<String>>, message: String) {
 
 /// One thread a chunk where threads are lanes of a CPU; on hardware 16, so that a group of 128 16-bit weights is one
 /// coalesced 16-byte load a thread.
-fn best_shape(facts: &AdapterFacts) -> Shape {
+pub fn best_shape(facts: &AdapterFacts) -> Shape {
     if facts.software {
         return Shape { lanes: 1, subgroups: false };
     }
