@@ -16,6 +16,8 @@ pub mod formats;
 pub mod gpu;
 pub mod histograms;
 pub mod inspect;
+#[cfg(test)]
+mod instructions;
 pub mod kernels;
 pub mod layers;
 pub mod mixtures;
@@ -39,3 +41,7 @@ pub mod tiles;
 pub mod unpack;
 pub mod validate;
 pub mod writer;
+
+// for what tests share with benches
+#[cfg(test)]
+extern crate self as monoquant;
