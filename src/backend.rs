@@ -3,6 +3,7 @@
 use crate::{
     error::{Error, Result},
     kernels::{Binding, Kernel, Lengths, TileBuffers, TileParams},
+    profile::Profile,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -123,6 +124,8 @@ pub trait Backend {
     fn in_flight(&self) -> usize;
     /// What was dispatched so far.
     fn dispatches(&self) -> Dispatches;
+    /// Records what kernels do from now on, or nothing.
+    fn set_profile(&mut self, profile: Option<Profile>);
 }
 
 /// Runs the Rust twins, a tile a task, on all cores.
@@ -133,6 +136,7 @@ pub struct CpuBackend {
     /// The oldest tile, if it was found finished.
     first: Option<Finished>,
     dispatches: Dispatches,
+    profile: Option<Profile>,
 }
 
 /// A tile, its buffers, and when they were ready.
@@ -150,6 +154,7 @@ impl CpuBackend {
             running: VecDeque::new(),
             first: None,
             dispatches: Dispatches::new(),
+            profile: None,
         }
     }
 }
@@ -218,8 +223,12 @@ impl Backend for CpuBackend {
         }
         let (sender, receiver) = mpsc::sync_channel(1);
         self.running.push_back(receiver);
+        let profile = self.profile.clone();
         rayon::spawn(move || {
+            let names = tile.kernels().map(|kernel| kernel.name);
+            let span = profile.as_ref().map(|profile| profile.kernels(tile.tag, names, tile.input_bytes));
             run_passes(&tile, &mut buffers);
+            drop(span);
             let _ = sender.send((tile, buffers, Instant::now())); // nobody waits any more after an error elsewhere
         });
         Ok(())
@@ -260,5 +269,9 @@ impl Backend for CpuBackend {
 
     fn dispatches(&self) -> Dispatches {
         self.dispatches.clone()
+    }
+
+    fn set_profile(&mut self, profile: Option<Profile>) {
+        self.profile = profile;
     }
 }

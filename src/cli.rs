@@ -20,6 +20,7 @@ use crate::{
     gpu::{self, GpuBackend, GpuOptions},
     inspect,
     plan::Request,
+    profile::{Profile, Stage},
     quantize::{self, OnNonFinite, Prepared, Settings},
     report::Report,
     unpack, validate,
@@ -35,6 +36,7 @@ use std::{
         OnceLock,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
 /// Set when a line could not be written, other than to a reader that has gone away (`| head`).
@@ -112,24 +114,25 @@ fn catch_signals() {
 }
 
 fn dispatch(command: Command) -> Result<()> {
+    let start = Instant::now();
     match command {
         Command::Quantize(args) => {
             let request = args.request()?;
             let settings = args.out.settings()?;
             let prepared = quantize::prepare(&args.model, &request, args.on_non_finite(), &settings)?;
-            write(prepared, &settings, &args.out)
+            write(start, prepared, settings, &args.out)
         }
         Command::Dequantize(args) => {
             let settings = args.out.settings()?;
             let prepared =
                 unpack::prepare(&args.model, args.dtype(), args.saturate, args.max_shard_size(), &settings)?;
-            write(prepared, &settings, &args.out)
+            write(start, prepared, settings, &args.out)
         }
         Command::Convert(args) => {
             let settings = args.out.settings()?;
             let prepared =
                 convert::prepare(&args.model, &args.formats()?, args.max_shard_size(), &settings)?;
-            write(prepared, &settings, &args.out)
+            write(start, prepared, settings, &args.out)
         }
         Command::Inspect(args) => {
             let inspection = inspect::inspect(&args.model())?;
@@ -155,12 +158,22 @@ fn dispatch(command: Command) -> Result<()> {
 }
 
 /// Runs a plan with progress, or only shows it.
-fn write(prepared: Prepared, settings: &Settings, out: &Out) -> Result<()> {
+fn write(start: Instant, prepared: Prepared, mut settings: Settings, out: &Out) -> Result<()> {
     if out.dry_run {
         return print(&prepared.plan.rows, out.json, || show::plan(&prepared));
     }
-    if let Some(path) = &out.report {
-        check_report(path, &prepared, out.force)?;
+    for (option, path) in [("--report", &out.report), ("--profile", &out.profile)] {
+        if let Some(path) = path {
+            check_aside(option, path, &prepared, out.force)?;
+        }
+    }
+    if out.profile.is_some() && out.profile == out.report {
+        return Err(Error::Usage("--report and --profile name the same file; name two".into()));
+    }
+    if let Some(path) = &out.profile {
+        let profile = Profile::create(path, start)?;
+        drop(profile.since(start, Stage::Plan));
+        settings.profile = Some(profile);
     }
     let quiet = out.quiet || out.json;
     if !quiet {
@@ -168,25 +181,29 @@ fn write(prepared: Prepared, settings: &Settings, out: &Out) -> Result<()> {
             complain!("note: {note}");
         }
     }
-    let mut device = quantize::open(&prepared, settings)?;
+    let opening = settings.profile.as_ref().map(|profile| profile.span(Stage::Device));
+    let mut device = quantize::open(&prepared, &settings)?;
+    drop(opening);
     if !quiet {
         complain!("device: {}", device.why);
     }
     let progress = show::Progress::new(quantize::work_bytes(&prepared), quiet);
     let report =
-        quantize::execute(&prepared, &mut device, settings, &INTERRUPTED, &|bytes| progress.advance(bytes));
+        quantize::execute(&prepared, &mut device, &settings, &INTERRUPTED, &|bytes| progress.advance(bytes));
     progress.finish();
+    // of a run that failed, too: threads may still be at work
+    let profiled = settings.profile.map_or(Ok(()), |profile| profile.finish());
     let report = report?;
     print_report(&report, out)?;
-    match &out.report {
-        Some(path) => save(path, &report),
-        None => Ok(()),
+    if let Some(path) = &out.report {
+        save(path, &report)?;
     }
+    profiled
 }
 
-/// Refuses a report that could not be written, or would destroy something, before hours of work.
-fn check_report(path: &Path, prepared: &Prepared, force: bool) -> Result<()> {
-    let refuse = |what: String| Err(Error::Usage(format!("--report {}: {what}", path.display())));
+/// Refuses a file beside the output that could not be written, or would destroy something, before hours of work.
+fn check_aside(option: &str, path: &Path, prepared: &Prepared, force: bool) -> Result<()> {
+    let refuse = |what: String| Err(Error::Usage(format!("{option} {}: {what}", path.display())));
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let output = prepared.destination.path();
     if path.starts_with(output) {

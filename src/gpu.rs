@@ -8,18 +8,21 @@ mod adapters;
 mod cache;
 mod check;
 mod pipelines;
+mod slot;
 mod ties;
 
 pub use adapters::{Adapter, AdapterFacts, adapters, hardware, lacks};
 pub use cache::cache_directory;
 pub use check::every_step;
 
-use pipelines::{Pipelines, bind_group_layout};
+use pipelines::Pipelines;
+use slot::{Slot, bind_group_layout};
 
 use crate::{
     backend::{Backend, Dispatches, Fill, Pass, Results, Steps, Take, Tile},
     error::{Error, Result},
-    kernels::{self, Binding, Lengths, Shape, WORKGROUP},
+    kernels::{Binding, Lengths, Shape, WORKGROUP},
+    profile::{Profile, Stage},
 };
 use std::{
     collections::VecDeque,
@@ -27,7 +30,7 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
     time::Instant,
 };
-use wgpu::{BufferUsages, PollType};
+use wgpu::PollType;
 
 /// Settings that change how fast an adapter computes, or that tests need; none changes a byte.
 #[derive(Debug, Clone, Default)]
@@ -58,6 +61,7 @@ pub struct GpuBackend {
     busy: VecDeque<(Slot, Tile, wgpu::SubmissionIndex, Done)>,
     dispatches: Dispatches,
     failure: Arc<Mutex<Option<String>>>,
+    profile: Option<Profile>,
 }
 
 /// When a tile's work was done, once it is.
@@ -67,16 +71,6 @@ type Done = Arc<OnceLock<Instant>>;
 const DEPTH: usize = 3;
 const TILE_BYTES_HARDWARE: usize = 16 << 20;
 const TILE_BYTES_SOFTWARE: usize = 4 << 20;
-
-struct Slot {
-    capacity: Lengths,
-    /// Where the reader writes, unless it may write to the storage buffer itself.
-    staging: Option<wgpu::Buffer>,
-    storage: [wgpu::Buffer; 8],
-    readback: wgpu::Buffer,
-    /// Parameters of each pass, and the buffers bound with them.
-    passes: Vec<(wgpu::Buffer, wgpu::BindGroup)>,
-}
 
 impl GpuBackend {
     /// Opens an adapter, compiles nothing yet.
@@ -120,6 +114,7 @@ impl GpuBackend {
             busy: VecDeque::new(),
             dispatches: Dispatches::new(),
             failure,
+            profile: None,
         })
     }
 
@@ -242,55 +237,11 @@ fn note(failure: &Mutex<Option<String>>, message: String) {
 
 /// One thread a chunk where threads are lanes of a CPU; on hardware 16, so that a group of 128 16-bit weights is one
 /// coalesced 16-byte load a thread.
-fn best_shape(facts: &AdapterFacts) -> Shape {
+pub fn best_shape(facts: &AdapterFacts) -> Shape {
     if facts.software {
         return Shape { lanes: 1, subgroups: false };
     }
     Shape { lanes: 16, subgroups: facts.subgroups[0] >= 16 }
-}
-
-impl Slot {
-    fn new(device: &wgpu::Device, layout: &wgpu::BindGroupLayout, capacity: Lengths, passes: usize) -> Self {
-        let buffer = |words: usize, usage, mapped_at_creation| {
-            let size = 4 * words.max(4) as u64; // a binding cannot be empty
-            device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation })
-        };
-        let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
-        // where the GPU computes in the host's memory, a copy of the input would only cost time
-        let direct = device.features().contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS);
-        let storage = Binding::ALL.map(|binding| match binding {
-            Binding::Input if direct => buffer(capacity.of(binding), usage | BufferUsages::MAP_WRITE, true),
-            _ => buffer(capacity.of(binding), usage, false),
-        });
-        let upload = BufferUsages::MAP_WRITE | BufferUsages::COPY_SRC;
-        let pass = |_| {
-            let uniform_words = kernels::PARAM_NAMES.len();
-            let uniform = buffer(uniform_words, BufferUsages::UNIFORM | BufferUsages::COPY_DST, false);
-            let mut entries =
-                vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
-            for (binding, buffer) in Binding::ALL.iter().zip(&storage) {
-                let resource = buffer.as_entire_binding();
-                entries.push(wgpu::BindGroupEntry { binding: *binding as u32, resource });
-            }
-            let descriptor = wgpu::BindGroupDescriptor { label: None, entries: &entries, layout };
-            let bind_group = device.create_bind_group(&descriptor);
-            (uniform, bind_group)
-        };
-        let pass_list = (0..passes).map(pass).collect();
-        let returned: usize = Binding::ALL.iter().filter(|b| !b.read_only()).map(|&b| capacity.of(b)).sum();
-        Slot {
-            staging: (!direct).then(|| buffer(capacity.of(Binding::Input), upload, true)),
-            readback: buffer(returned * passes, BufferUsages::MAP_READ | BufferUsages::COPY_DST, false),
-            capacity,
-            storage,
-            passes: pass_list,
-        }
-    }
-
-    /// What the reader fills.
-    fn mapped(&self) -> &wgpu::Buffer {
-        self.staging.as_ref().unwrap_or(&self.storage[0])
-    }
 }
 
 impl Backend for GpuBackend {
@@ -339,8 +290,15 @@ impl Backend for GpuBackend {
             // writes to it (a positioned read of a file); reading it would merely be slow on write-combined memory.
             fill(unsafe { view.as_raw_ptr().as_mut() })?;
         }
+        let upload = self.profile.as_ref().map(|p| p.span(Stage::Upload).of_tile(tile.tag, tile.input_bytes));
         slot.mapped().unmap();
         let index = self.encode(&slot, &tile);
+        drop(upload);
+        if let Some(profile) = &self.profile {
+            let names = tile.kernels().map(|kernel| kernel.name);
+            let flight = profile.flight(&self.facts.name, tile.tag, names, tile.input_bytes);
+            self.queue.on_submitted_work_done(move || drop(flight));
+        }
         let wanted = wanted(&tile);
         if wanted > 0 {
             slot.readback.map_async(wgpu::MapMode::Read, 0..4 * wanted as u64, |_| {});
@@ -365,6 +323,8 @@ impl Backend for GpuBackend {
             let empty = vec![Results::default(); tile.passes.len()];
             take(tile, &empty)?;
         } else {
+            let readback =
+                self.profile.as_ref().map(|p| p.span(Stage::Readback).of_tile(tile.tag, 4 * wanted));
             let view = slot.readback.get_mapped_range(0..4 * wanted as u64);
             let view = view.map_err(|e| self.lost(&e.to_string()))?;
             let words: &[u32] = bytemuck::cast_slice(&view);
@@ -379,6 +339,7 @@ impl Backend for GpuBackend {
                 }
                 all.push(results);
             }
+            drop(readback);
             take(tile, &all)?;
             drop(view);
             slot.readback.unmap();
@@ -401,6 +362,10 @@ impl Backend for GpuBackend {
 
     fn dispatches(&self) -> Dispatches {
         self.dispatches.clone()
+    }
+
+    fn set_profile(&mut self, profile: Option<Profile>) {
+        self.profile = profile;
     }
 }
 

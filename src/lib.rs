@@ -16,6 +16,8 @@ pub mod formats;
 pub mod gpu;
 pub mod histograms;
 pub mod inspect;
+#[cfg(test)]
+mod instructions;
 pub mod kernels;
 pub mod layers;
 pub mod mixtures;
@@ -24,6 +26,7 @@ pub mod observer;
 pub mod overrides;
 pub mod packing;
 pub mod plan;
+pub mod profile;
 #[cfg(feature = "python")]
 mod python;
 pub mod quantize;
@@ -39,3 +42,7 @@ pub mod tiles;
 pub mod unpack;
 pub mod validate;
 pub mod writer;
+
+// for what tests share with benches
+#[cfg(test)]
+extern crate self as monoquant;

@@ -13,12 +13,13 @@ use crate::{
     error::{Error, Result},
     gpu::GpuOptions,
     plan::{self, NonFinite, Plan, Request, Work},
+    profile::{Profile, Stage},
     reader::{Checkpoint, gguf::shard_name},
     recipe::Choice,
     report::Report,
     stream::{Stream, Tiling, count_not_finite},
     tensor::TensorInfo,
-    writer::{Container, Destination, Output, Writer, free_bytes},
+    writer::{Container, Destination, Output, ProfiledOutput, Writer, free_bytes},
 };
 use std::{
     path::{Path, PathBuf},
@@ -51,6 +52,8 @@ pub struct Settings {
     pub tile_bytes: Option<usize>,
     /// Settings of a GPU.
     pub gpu: GpuOptions,
+    /// Where the stages of a run are recorded; [`Profile::finish`] closes it.
+    pub profile: Option<Profile>,
 }
 
 impl Default for Settings {
@@ -62,6 +65,7 @@ impl Default for Settings {
             max_memory: 512 << 20,
             tile_bytes: None,
             gpu: GpuOptions::default(),
+            profile: None,
         }
     }
 }
@@ -335,12 +339,16 @@ pub fn execute(
     progress: &dyn Fn(u64),
 ) -> Result<Report> {
     let Prepared { checkpoint, plan, destination, replace, .. } = prepared;
+    let span = |stage| settings.profile.as_ref().map(|profile| profile.span(stage));
+    let creation = span(Stage::Create);
     let mut writer = Writer::create(destination, plan.files.clone(), *replace)?;
     // first, so that a file that cannot be read costs no work
     if matches!(destination, Destination::Directory(_)) {
         add_companions(checkpoint, plan, &mut writer)?;
     }
+    drop(creation);
     let report = execute_into(prepared, &writer, device, settings, interrupted, progress)?;
+    let _commit = span(Stage::Commit);
     writer.commit()?;
     Ok(report)
 }
@@ -356,19 +364,25 @@ pub fn execute_into(
 ) -> Result<Report> {
     device.verify(|backend| steps(prepared, settings, backend))?;
     let start = Instant::now();
-    let source = prepared.checkpoint.source()?;
+    let profile = settings.profile.as_ref();
+    let source = prepared.checkpoint.source()?.profiled(profile.cloned());
+    let profiled = profile.map(|profile| ProfiledOutput::new(output, &prepared.plan.files, profile));
     let stream = Stream {
         plan: &prepared.plan,
         tensors: &prepared.tensors,
         source: &source,
-        writer: output,
+        writer: profiled.as_ref().map_or(output, |profiled| profiled),
         saturate: prepared.saturate,
         max_memory: settings.max_memory,
         tile_bytes: settings.tile_bytes,
         interrupted,
         progress,
+        profile,
     };
-    let results = stream.run(device.backend.as_mut())?;
+    device.backend.set_profile(settings.profile.clone());
+    let results = stream.run(device.backend.as_mut());
+    device.backend.set_profile(None);
+    let results = results?;
     if interrupted.load(std::sync::atomic::Ordering::Relaxed) {
         return Err(Error::Interrupted);
     }

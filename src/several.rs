@@ -7,6 +7,7 @@ use crate::{
     backend::{Backend, Dispatches, Fill, Pass, Results, Steps, Take, Tile},
     error::{Error, Result},
     kernels::{Binding, Lengths},
+    profile::Profile,
 };
 use std::{
     collections::VecDeque,
@@ -145,6 +146,10 @@ impl Backend for Several {
 
     fn depth(&self) -> usize {
         2 * self.running()
+    }
+
+    fn set_profile(&mut self, profile: Option<Profile>) {
+        self.machines.iter_mut().for_each(|m| m.backend.set_profile(profile.clone()));
     }
 
     /// A mean: tiles that are held occupy only what they return.

@@ -15,6 +15,7 @@ use crate::{
     error::{Error, Result},
     formats::Part,
     plan::{Job, Place, Plan},
+    profile::{Profile, Stage},
     reader::Source,
     report::Squares,
     tensor::{TensorInfo, View},
@@ -43,6 +44,8 @@ pub struct Stream<'a> {
     pub interrupted: &'a AtomicBool,
     /// Told the bytes of input that were finished.
     pub progress: &'a dyn Fn(u64),
+    /// Where the loop's stages are recorded.
+    pub profile: Option<&'a Profile>,
 }
 
 /// What came of one job.
@@ -75,8 +78,12 @@ impl Stream<'_> {
                     break;
                 }
             }
-            if !backend.collect(&mut |tile, results| run.done(tile, results))?
-                && run.ready.is_empty()
+            let waiting = backend.in_flight() > 0;
+            let mut wait = self.profile.filter(|_| waiting).map(|profile| profile.span(Stage::Wait));
+            if !backend.collect(&mut |tile, results| {
+                drop(wait.take());
+                run.done(tile, results)
+            })? && run.ready.is_empty()
                 && jobs.is_empty()
             {
                 return Ok(run.results);

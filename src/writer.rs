@@ -20,6 +20,7 @@ mod destination;
 mod gguf;
 mod layout;
 mod memory;
+mod profiled;
 mod safetensors;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ mod torch;
 pub use destination::{Destination, free_bytes};
 pub use layout::{Container, FileLayout};
 pub use memory::MemoryOutput;
+pub use profiled::ProfiledOutput;
 
 use checksum::Checksum;
 use destination::Staging;

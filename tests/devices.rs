@@ -78,6 +78,7 @@ fn several_devices_write_the_same_files_as_one() {
 struct Stuck(CpuBackend, Rc<Cell<bool>>);
 
 impl Backend for Stuck {
+    fn set_profile(&mut self, _: Option<monoquant::profile::Profile>) {}
     fn describe(&self) -> String {
         self.0.describe()
     }

@@ -309,7 +309,7 @@ fn too_little_disk_is_refused_beforehand() {
 }
 
 #[test]
-fn a_report_never_replaces_weights() {
+fn a_report_or_a_profile_never_replaces_weights() {
     let folder = Folder::new();
     let model = model(&folder);
     let out = folder.text("out");
@@ -324,13 +324,17 @@ fn a_report_never_replaces_weights() {
         ("folder", "is a directory"),
         ("mine.json", "--force"),
     ] {
-        let text = refused(&["quantize", "-m", &model, "-o", &out, "--report", &folder.text(report)]);
-        assert!(text.contains("--report") && text.contains(said), "{report}: {text}");
-        assert_eq!(names(folder.root()), ["folder", "mine.json", "model"]);
+        for option in ["--report", "--profile"] {
+            let text = refused(&["quantize", "-m", &model, "-o", &out, option, &folder.text(report)]);
+            assert!(text.contains(option) && text.contains(said), "{option} {report}: {text}");
+            assert_eq!(names(folder.root()), ["folder", "mine.json", "model"]);
+        }
     }
     assert_eq!(std::fs::read(folder.path("model/model.safetensors")).unwrap(), weights);
     assert_eq!(std::fs::read(folder.path("mine.json")).unwrap(), b"mine");
     let new = folder.text("report.json");
+    let text = refused(&["quantize", "-m", &model, "-o", &out, "--report", &new, "--profile", &new]);
+    assert!(text.contains("name two") && !folder.path("report.json").exists(), "{text}");
     ok(&["quantize", "-m", &model, "-o", &out, "--report", &new]);
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&new).unwrap()).unwrap();
     assert_eq!(report["tensors"].as_array().unwrap().len(), llama(Float::BF16).len());

@@ -75,6 +75,9 @@ pub struct Out {
     /// Write a report of every layer as JSON
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,
+    /// Write a Chrome trace of the run's stages, for chrome://tracing or ui.perfetto.dev
+    #[arg(long, value_name = "FILE.json")]
+    pub profile: Option<PathBuf>,
     /// Print only warnings and the output's path
     #[arg(short, long)]
     pub quiet: bool,
@@ -100,6 +103,7 @@ impl Out {
             max_memory: self.max_memory.0,
             tile_bytes: self.tile_bytes.map(|b| b.0 as usize),
             gpu: GpuOptions { cache: gpu::cache_directory(), ..GpuOptions::default() },
+            ..Settings::default()
         };
         Ok(settings)
     }

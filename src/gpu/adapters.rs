@@ -32,7 +32,8 @@ pub struct AdapterFacts {
 pub struct Adapter {
     /// What it is.
     pub facts: AdapterFacts,
-    pub(super) adapter: wgpu::Adapter,
+    /// The handle of it.
+    pub adapter: wgpu::Adapter,
 }
 
 /// Every adapter, the best first: discrete, integrated, virtual, other, software.

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     backend::{Step, Steps},
-    kernels::{self, Binding, Kernel, Shape},
+    kernels::{self, Kernel, Shape},
 };
 use std::{
     borrow::Cow,
@@ -112,20 +112,4 @@ impl Pipelines {
     pub fn compiled(&self) -> Steps {
         self.compiled.keys().copied().collect()
     }
-}
-
-/// One layout serves all kernels: the parameters, then every buffer of a tile.
-pub(super) fn bind_group_layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
-    let entry = |binding, ty| wgpu::BindGroupLayoutEntry {
-        binding,
-        visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
-        count: None,
-    };
-    let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform)];
-    for binding in Binding::ALL {
-        let read_only = binding.read_only();
-        entries.push(entry(binding as u32, wgpu::BufferBindingType::Storage { read_only }));
-    }
-    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
 }

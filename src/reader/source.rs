@@ -8,6 +8,7 @@ use super::handles::{Handles, OPEN, read_at};
 use super::memory::Blob;
 use super::strided::Lattice;
 use crate::error::{Error, Result};
+use crate::profile::{Profile, Span, Stage};
 use crate::tensor::{TensorInfo, View};
 
 /// The opened files of a [`Checkpoint`]. Tensors are numbered as in [`Checkpoint::tensors`].
@@ -16,6 +17,7 @@ pub struct Source {
     tensors: Vec<Extent>,
     handles: Handles,
     blobs: Vec<Blob>,
+    profile: Option<Profile>,
 }
 
 #[derive(Debug)]
@@ -43,7 +45,12 @@ impl Source {
             dims: t.strides.as_ref().map(|strides| Dims::new(&t.info.shape, strides)),
         };
         let tensors = checkpoint.tensors.iter().map(extent).collect();
-        Ok(Source { tensors, handles, blobs: checkpoint.blobs.clone() })
+        Ok(Source { tensors, handles, blobs: checkpoint.blobs.clone(), profile: None })
+    }
+
+    /// The same, its reads recorded.
+    pub fn profiled(self, profile: Option<Profile>) -> Self {
+        Source { profile, ..self }
     }
 
     /// Fills `out` with the bytes of a tensor from `byte_offset` on.
@@ -60,6 +67,7 @@ impl Source {
                 ),
             ));
         }
+        let _span = self.span(extent, out);
         self.fill(extent, byte_offset, out)
     }
 
@@ -82,12 +90,17 @@ impl Source {
             let what = format!("a buffer of {} bytes for another number of elements", out.len());
             return Err(self.misuse(extent, what));
         }
+        let _span = self.span(extent, out);
         lattice.gather(elem, out, |at, bytes| self.fill(extent, at, bytes))
     }
 
     #[cfg(test)]
     pub(super) fn open_files(&self) -> usize {
         self.handles.count()
+    }
+
+    fn span(&self, extent: &Extent, out: &[u8]) -> Option<Span> {
+        self.profile.as_ref().map(|profile| profile.span(Stage::Read).of(&extent.info.name, out.len()))
     }
 
     fn extent(&self, tensor: usize) -> Result<&Extent> {

@@ -7,6 +7,7 @@ use crate::{
     error::{Error, Result},
     kernels::{Binding, bits},
     plan::Work,
+    profile::Stage,
     report::Squares,
     scheme::Grid,
     sweeps::{Active, Kind},
@@ -99,6 +100,9 @@ impl<'a> Run<'a> {
             pass.preload.push((Binding::Scales, state.scales[groups].to_vec()));
             pass.preload.push((Binding::ZeroPoints, offsets));
         }
+        if let Some(profile) = stream.profile {
+            profile.tile(tile.tag, &stream.tensors[job.source].name);
+        }
         let kind = &active.kind;
         let incoming = self.states.get_mut(&active.job).map(|state| &mut state.incoming);
         let mut unused = Incoming::default();
@@ -124,6 +128,10 @@ impl<'a> Run<'a> {
         let number = active.job;
         let stream = self.stream;
         let job = &stream.plan.jobs[number];
+        let _span = stream.profile.map(|profile| {
+            profile.tile_done(tile.tag);
+            profile.span(Stage::Store).of(&stream.tensors[job.source].name, tile.input_bytes)
+        });
         let sweep = active.sweep();
         let ranges = results[0].get(Binding::Ranges);
         if ranges.iter().any(|&bound| bound >= bits::INFINITY | bits::SIGN) {
