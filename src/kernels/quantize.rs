@@ -8,8 +8,8 @@ use super::{
     Binding, Kernel, TileBuffers, TileParams, arithmetic::*, bits::*, minmax::chunk_range,
     qparams::range_qparams,
 };
-use multiversion::multiversion;
-use std::ops::Range;
+use multiversion::{multiversion, target::target_cfg_f};
+use std::{hint::black_box, ops::Range};
 
 /// The step.
 pub const KERNEL: Kernel = Kernel {
@@ -37,23 +37,22 @@ pub fn suits(params: &TileParams) -> bool {
 
 /// Weights that are handled together: they stay in the nearest cache from range to code.
 const SPAN: usize = 8192;
-/// Most parts of groups that are handled together.
-const PARTS: usize = 64;
-/// Weights coded at a time: a whole number of vectors everywhere.
-const RUN: usize = 32;
+/// Weights coded at a time, and partial sums kept side by side: a whole number of vectors everywhere.
+const LANES: usize = 16;
 /// 3 · 2^22: adding it rounds to an integer, ties to even, which lands in the low bits.
 const MAGIC: f32 = 12_582_912.0;
+/// 3 · 2^10: adding it rounds what is smaller than 512 to 12 binary places.
+const PLACES: f32 = 3072.0;
 
-struct Scratch {
-    codes: [u8; SPAN],
-    /// Sums of every part, lane by lane.
-    sums: [[[f32; RUN]; 2]; PARTS],
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma",
+    "x86_64+avx2+fma",
+    "x86_64+sse4.1"
+))]
 fn quantize(params: &TileParams, b: &mut TileBuffers) {
-    let mut scratch = Scratch { codes: [0; SPAN], sums: [[[0.0; RUN]; 2]; PARTS] };
-    let parts = (SPAN / params.chunk_len.max(1) as usize).clamp(1, PARTS);
+    let mut scratch = [0; SPAN];
+    let fused = cfg!(target_arch = "aarch64") || target_cfg_f!(target_feature = "fma");
+    let parts = (SPAN / params.chunk_len.max(1) as usize).max(1);
     let per_group = params.chunks_per_group as usize;
     let groups = params.groups as usize;
     let together = (parts / per_group.max(1)).max(1);
@@ -75,14 +74,15 @@ fn quantize(params: &TileParams, b: &mut TileBuffers) {
             let chunks = chunk..(chunk + parts).min(last * per_group);
             let input = std::mem::take(&mut b.input);
             let halves: &[u16] = bytemuck::cast_slice(&input);
-            match params.input_dtype {
-                F32 => encode(params, &input, flush, b, chunks, &mut scratch),
-                F16 => {
-                    let decode = |h| flush(f16_to_f32(u32::from(h)));
-                    encode(params, halves, decode, b, chunks, &mut scratch);
-                }
-                // below the normals every code is that of zero, whatever the scale
-                _ => encode(params, halves, |h: u16| u32::from(h) << 16, b, chunks, &mut scratch),
+            let f16 = |h: u16| flush(f16_to_f32(u32::from(h)));
+            // below the normals every code is that of zero, whatever the scale
+            let bf16 = |h: u16| u32::from(h) << 16;
+            match (params.input_dtype, params.scale_dtype) {
+                (F32, _) => encode::<false, _>(params, &input, flush, b, chunks, fused, &mut scratch),
+                (F16, F32) => encode::<false, _>(params, halves, f16, b, chunks, fused, &mut scratch),
+                (F16, _) => encode::<true, _>(params, halves, f16, b, chunks, fused, &mut scratch),
+                (_, F32) => encode::<false, _>(params, halves, bf16, b, chunks, fused, &mut scratch),
+                (_, _) => encode::<true, _>(params, halves, bf16, b, chunks, fused, &mut scratch),
             }
             b.input = input;
         }
@@ -91,31 +91,36 @@ fn quantize(params: &TileParams, b: &mut TileBuffers) {
 
 /// Codes and errors of some parts of groups.
 #[inline(always)]
-fn encode<T: Copy + Default>(
+fn encode<const HALVES: bool, T: Copy + Default>(
     params: &TileParams,
     weights: &[T],
     decode: impl Fn(T) -> u32 + Copy,
     b: &mut TileBuffers,
     chunks: Range<usize>,
-    scratch: &mut Scratch,
+    fused: bool,
+    scratch: &mut [u8; SPAN],
 ) {
-    let span = |chunk: usize| {
-        let (chunk, per_group) = (chunk as u32, params.chunks_per_group);
-        params.chunk_of(chunk / per_group, chunk % per_group)
-    };
-    let whole = span(chunks.start).start..span(chunks.end - 1).end;
-    for (chunk, sums) in chunks.clone().zip(&mut scratch.sums) {
-        let group = chunk / params.chunks_per_group as usize;
-        let coder = Coder::new(params, b.scales[group], b.zero_points[group]);
-        let span = span(chunk);
-        let codes = &mut scratch.codes[span.start - whole.start..span.end - whole.start];
-        *sums = coder.code(&weights[span], decode, codes);
+    let per_group = params.chunks_per_group;
+    let (mut group, mut part) = (chunks.start as u32 / per_group, chunks.start as u32 % per_group);
+    let start = params.chunk_of(group, part).start;
+    let mut end = start;
+    for errors in &mut b.errors[chunks] {
+        let coder = Coder::new(params, b.scales[group as usize], b.zero_points[group as usize], fused);
+        let span = params.chunk_of(group, part);
+        end = span.end;
+        let codes = &mut scratch[span.start - start..span.end - start];
+        *errors = coder.code::<HALVES, T>(&weights[span], decode, codes);
+        part += 1;
+        if part == per_group {
+            (group, part) = (group + 1, 0);
+        }
     }
+    let whole = start..end;
     // whole words, as rows and groups are whole runs of eight; packed at once, long after the codes were stored
     let bits = params.bits as usize;
     let out: &mut [u8] = bytemuck::cast_slice_mut(&mut b.output);
     let out = &mut out[whole.start * bits / 8..whole.end * bits / 8];
-    let codes = &scratch.codes[..whole.len()];
+    let codes = &scratch[..whole.len()];
     if bits == 8 {
         out.copy_from_slice(codes);
     } else {
@@ -124,87 +129,125 @@ fn encode<T: Copy + Default>(
             *byte = (pair | (pair >> 4)) as u8;
         }
     }
-    for (errors, sums) in b.errors[chunks].iter_mut().zip(&scratch.sums) {
-        *errors = sums.map(total);
-    }
 }
 
 #[derive(Clone, Copy)]
 struct Coder {
     scale: f32,
+    inverse: f32,
     /// Added to a quotient: rounds it to its code.
     shift: f32,
     lowest: f32,
     highest: f32,
     offset: u32,
+    /// Whether the machine multiplies and adds in one step.
+    fused: bool,
 }
 
 impl Coder {
     #[inline(always)]
-    fn new(params: &TileParams, scale: u32, zero_point: i32) -> Self {
+    fn new(params: &TileParams, scale: u32, zero_point: i32, fused: bool) -> Self {
         Coder {
             scale: f32::from_bits(scale),
+            inverse: 1.0 / f32::from_bits(scale),
             shift: MAGIC + zero_point as f32,
             lowest: MAGIC + params.qmin as f32,
             highest: MAGIC + params.qmax as f32,
             offset: params.code_offset as u32,
+            fused,
         }
     }
 
-    /// Codes the weights, a byte each, and returns the sums of [`super::error`], lane by lane.
+    /// Codes the weights, a byte each, and returns the sums of [`super::error`].
     #[inline(always)]
-    fn code<T: Copy + Default>(
+    fn code<const HALVES: bool, T: Copy + Default>(
         &self,
         weights: &[T],
         decode: impl Fn(T) -> u32 + Copy,
         codes: &mut [u8],
-    ) -> [[f32; RUN]; 2] {
-        let mut sums = [[0.0; RUN]; 2];
-        let (runs, rest) = weights.as_chunks::<RUN>();
-        let (code_runs, code_rest) = codes.as_chunks_mut::<RUN>();
+    ) -> [f32; 2] {
+        let (mut signal, mut noise) = ([0.0; LANES], [0.0; LANES]);
+        let (long, rest) = weights.as_chunks::<{ 4 * LANES }>();
+        let (code_long, code_rest) = codes.as_chunks_mut::<{ 4 * LANES }>();
+        for (run, codes) in long.iter().zip(code_long) {
+            for (run, codes) in run.as_chunks::<LANES>().0.iter().zip(codes.as_chunks_mut::<LANES>().0) {
+                let found = self.run::<HALVES, T>(run, decode, codes);
+                for i in 0..LANES {
+                    signal[i] = self.square_added(found[0][i], signal[i]);
+                    noise[i] = self.square_added(found[1][i], noise[i]);
+                }
+            }
+        }
+        let (runs, rest) = rest.as_chunks::<LANES>();
+        let (code_runs, code_rest) = code_rest.as_chunks_mut::<LANES>();
         for (run, codes) in runs.iter().zip(code_runs) {
-            self.run(run, decode, codes, &mut sums);
+            let found = self.run::<HALVES, T>(run, decode, codes);
+            for i in 0..LANES {
+                signal[i] = self.square_added(found[0][i], signal[i]);
+                noise[i] = self.square_added(found[1][i], noise[i]);
+            }
         }
         if !rest.is_empty() {
             // zeros add nothing to the sums
-            let (mut run, mut codes) = ([T::default(); RUN], [0; RUN]);
+            let (mut run, mut codes) = ([T::default(); LANES], [0; LANES]);
             run[..rest.len()].copy_from_slice(rest);
-            self.run(&run, decode, &mut codes, &mut sums);
+            let found = self.run::<HALVES, T>(&run, decode, &mut codes);
+            for i in 0..LANES {
+                signal[i] = self.square_added(found[0][i], signal[i]);
+                noise[i] = self.square_added(found[1][i], noise[i]);
+            }
             code_rest.copy_from_slice(&codes[..rest.len()]);
         }
-        sums
+        totals(signal, noise)
     }
 
+    /// Codes some weights, and returns their quotients and errors.
     #[inline(always)]
-    fn run<T: Copy>(
+    fn run<const HALVES: bool, T: Copy>(
         &self,
-        weights: &[T; RUN],
+        weights: &[T; LANES],
         decode: impl Fn(T) -> u32,
-        codes: &mut [u8; RUN],
-        [signal, noise]: &mut [[f32; RUN]; 2],
-    ) {
-        for i in 0..RUN {
-            let quotient = f32::from_bits(decode(weights[i])) / self.scale;
-            let mut code = quotient + self.shift;
+        codes: &mut [u8; LANES],
+    ) -> [[f32; LANES]; 2] {
+        let mut found = [[0.0; LANES]; 2];
+        for i in 0..LANES {
+            let x = f32::from_bits(decode(weights[i]));
+            let quotient = if HALVES { x * self.inverse } else { x / self.scale };
+            // A quotient of two halves is half-way between codes or at least 2^-12 away from that: a product, which is
+            // off by less than 2^-14, becomes half-way by rounding to 12 binary places if it was.
+            let mut code =
+                if HALVES { (quotient + PLACES) + (self.shift - PLACES) } else { quotient + self.shift };
             code = if code > self.lowest { code } else { self.lowest };
             code = if code < self.highest { code } else { self.highest };
             codes[i] = code.to_bits().wrapping_add(self.offset) as u8;
             let error = quotient - (code - self.shift);
-            signal[i] += quotient * quotient;
-            noise[i] += error * error;
+            found[0][i] = quotient;
+            found[1][i] = error;
         }
+        found
+    }
+
+    /// Errors are outside the contract on bytes: one rounding or two, as the machine likes.
+    #[inline(always)]
+    fn square_added(&self, x: f32, sum: f32) -> f32 {
+        if self.fused { x.mul_add(x, sum) } else { x * x + sum }
     }
 }
 
-/// The sum of all, in few steps.
+/// The sums of both, side by side in few steps of vectors.
 #[inline(always)]
-fn total(mut sums: [f32; RUN]) -> f32 {
-    let mut half = RUN / 2;
-    while half > 0 {
-        for i in 0..half {
-            sums[i] += sums[i + half];
-        }
-        half /= 2;
+fn totals(signal: [f32; LANES], noise: [f32; LANES]) -> [f32; 2] {
+    // opaque, or the compiler would sum in the order that comes last, from small parts, all along
+    let [a, b] = black_box([signal, noise]);
+    let mut eight = [[0.0; 8]; 2];
+    for i in 0..8 {
+        eight[0][i] = a[i] + a[i + 8];
+        eight[1][i] = b[i] + b[i + 8];
     }
-    sums[0]
+    let mut four = [0.0; 8];
+    for i in 0..4 {
+        four[i] = eight[0][i] + eight[0][i + 4];
+        four[i + 4] = eight[1][i] + eight[1][i + 4];
+    }
+    [(four[0] + four[2]) + (four[1] + four[3]), (four[4] + four[6]) + (four[5] + four[7])]
 }
