@@ -241,7 +241,7 @@ fn candidate(low: u32, high: u32, number: u32) -> QParams {
   if (params.symmetric == 1u) {
     let place = select(0u, number - 1u, number > 0u);
     var steps = f32(params.qmax - params.qmin) * 0.5;
-    if (number > 0u) { steps = select(f32(124u + (place >> 1u)), f32(53u + (place >> 1u)) * 0.125, params.bits == 4u); }
+    if (number > 0u) { steps = select(f32(124u + (place >> 1u)), f32(50u + (place >> 1u)) * 0.125, params.bits == 4u); }
     let scale = stored_scale(div_rn(max(low, high), bitcast<u32>(steps)));
     return QParams(scale | select(0u, SIGN, (place & 1u) == 1u), 0);
   }
@@ -258,13 +258,14 @@ fn number_of(i: u32, best: u32) -> u32 {
     if (params.symmetric == 0u) { return 4u * i; }
     if (i == 0u) { return 0u; }
     let place = select(i - 1u, (i - 1u) >> 1u, params.both_signs == 1u);
-    return 1u + 2u * (4u * place + 3u) + select(0u, (i - 1u) & 1u, params.both_signs == 1u);
+    let number = 1u + 2u * select(4u * place + 3u, 8u * place + 6u, params.bits == 4u);
+    return number + select(0u, (i - 1u) & 1u, params.both_signs == 1u);
   }
   let f = i32(i - params.coarse);
   let aside = select(f - 3, f - 2, f >= 3);
   if (params.symmetric == 0u) { return u32(max(i32(best) + aside, 0)); }
-  let middle = select(select(7, 15, params.bits == 4u), i32(best), best > 0u);
-  return u32(middle + 2 * aside);
+  let middle = select(select(7, 21, params.bits == 4u), i32(best), best > 0u);
+  return u32(middle + select(2, 4, params.bits == 4u) * aside);
 }
 
 // Which of the first `count` candidates has the smallest sum in a group, the first of equals.

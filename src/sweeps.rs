@@ -276,7 +276,8 @@ impl Active {
                 .with_grid(scheme.bits, scheme.symmetric, scheme.packed());
                 match scheme.observer {
                     Observer::Mse { both_signs } => {
-                        let params = params.with_search(both_signs);
+                        let whole = group_len(scheme.strategy, *rows, *cols);
+                        let params = params.with_search(both_signs, whole);
                         // a spanning band's sums were added up by the host
                         if self.band.spans && self.sweep() == Sweep::Quantize {
                             TileParams { tallies: 1, ..params }

@@ -160,7 +160,7 @@ pub fn candidate(params: &TileParams, low: u32, high: u32, number: u32) -> QPara
     if params.symmetric == 1 {
         let place = number.wrapping_sub(1);
         let narrowed = if params.bits == 4 {
-            (53 + (place >> 1)) as i32 as f32 * 0.125
+            (50 + (place >> 1)) as i32 as f32 * 0.125
         } else {
             (124 + (place >> 1)) as i32 as f32
         };

@@ -185,7 +185,7 @@ pub fn cases(short: bool) -> Vec<Case> {
                     let kernels: &[_] = [&QUANTIZE[..], &SEARCH[..], &CLIP[..]][turn % 3];
                     let mut preload = Vec::new();
                     let params = match turn % 3 {
-                        1 => params.with_search(turn % 2 == 1),
+                        1 => params.with_search(turn % 2 == 1, group_len as usize),
                         2 => {
                             let edges = (0..=16).map(|b| ordered((b as f32 * 0.005 - 0.04f32).to_bits()));
                             let edges: Vec<u32> = edges.collect();

@@ -1,8 +1,9 @@
 //! Squared error of every coarse candidate for a scale on every chunk, in 64-bit integers
 //! (`counts[chunk][candidate] = [low, high]`); [`super::refine`] then tries what lies around the best.
 //!
-//! Candidate 0 is the whole range. Symmetric ones divide absmax by c: 7, 7.5, … 14 at 4 bits, 127, 131, … 159 at 8, with
-//! both signs if the tile says so. Asymmetric ones shrink the range to n/64: 60, 56, … 40.
+//! Candidate 0 is the whole range. Symmetric ones divide absmax by c: 7, 8, … 14 at 4 bits (… 11 for groups of at most 256
+//! weights, whose best c lies lower), 127, 131, … 159 at 8, with both signs if the tile says so. Asymmetric ones shrink the
+//! range to n/64: 60, 56, … 40.
 //!
 //! A group is normalised to integers of 13 bits (15 at 8 bits) and a candidate's scale to a step on the same grid (with 4
 //! more bits at 8); codes and reconstructions are products of integers, at 4 bits of 16 bits, so the choice is the same on
@@ -45,17 +46,22 @@ pub(super) fn number_of(params: &TileParams, i: u32, best: u32) -> u32 {
         if params.symmetric == 0 {
             return 4 * i;
         }
-        let j = i.wrapping_sub(1);
+        if i == 0 {
+            return 0;
+        }
+        let j = i - 1;
         let (place, sign) = if params.both_signs == 1 { (j >> 1, j & 1) } else { (j, 0) };
-        return if i == 0 { 0 } else { 1 + 2 * (4 * place + 3) + sign };
+        let place = if params.bits == 4 { 8 * place + 6 } else { 4 * place + 3 };
+        return 1 + 2 * place + sign;
     }
     let aside = [-3, -2, -1, 1, 2, 3][(i - params.coarse) as usize];
     if params.symmetric == 0 {
         return (best as i32 + aside).max(0) as u32;
     }
     // around the whole range: beside 7.5 or 127
-    let middle = if best > 0 { best } else { 1 + 2 * if params.bits == 4 { 7 } else { 3 } };
-    (middle as i32 + 2 * aside) as u32
+    let (whole, step) = if params.bits == 4 { (1 + 2 * 10, 4) } else { (1 + 2 * 3, 2) };
+    let middle = if best > 0 { best } else { whole };
+    (middle as i32 + step * aside) as u32
 }
 
 /// Which of the first `count` candidates has the smallest sum in a group, the first of equals; 0 if there are none.
