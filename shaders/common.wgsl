@@ -188,7 +188,7 @@ fn round_quotient(x: u32, s: u32, inverse: f32, z: i32) -> u32 {
 struct Coder { s: u32, z: i32, inverse: f32 }
 
 fn coder(s: u32, z: i32) -> Coder {
-  return Coder(s, z, bitcast<f32>(div_rn(0x3f800000u, s & MAGNITUDE) | (s & SIGN)));
+  return Coder(s, z, 1.0 / bitcast<f32>(s));
 }
 
 // Quotients of four weights and the scale. Opaque, as one multiplication may follow but not be joined with this one.
@@ -198,15 +198,16 @@ fn quotients(x: vec4<u32>, g: Coder) -> vec4<f32> {
 
 // Codes of four weights, as integers in floats.
 //
-// For 16-bit weights and scales a quotient is half-way between two codes or at least 2^-12 away from that, far more than
-// the product's error below 2^-14: rounding it to 13 binary places restores what is half-way, and nothing else becomes
-// it. What follows is exact, so that no contraction changes it.
+// For 16-bit weights and scales a quotient is half-way between two codes or at least 1/4094 away from that, and the
+// product, of an inverse that may be off by 2.5 units in the last place, is off by less than 2^-13: rounding it to 12
+// binary places restores what is half-way, and nothing else becomes it. What follows is exact, so that no contraction
+// changes it.
 fn codes_of(x: vec4<u32>, g: Coder) -> vec4<f32> {
   if (INPUT_DTYPE == F32) {
     return vec4<f32>(vec4<i32>(code_of(x.x, g), code_of(x.y, g), code_of(x.z, g), code_of(x.w, g)));
   }
-  let places = round(quotients(x, g) * 8192.0);                 // 2^13
-  let shifted = round(places * 0.0001220703125 + f32(g.z));
+  let places = round(quotients(x, g) * 4096.0);
+  let shifted = round(places * 0.000244140625 + f32(g.z));
   return clamp(shifted, vec4<f32>(f32(params.qmin)), vec4<f32>(f32(params.qmax)));
 }
 

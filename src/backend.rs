@@ -135,6 +135,8 @@ pub struct CpuBackend {
     running: VecDeque<mpsc::Receiver<Finished>>,
     /// The oldest tile, if it was found finished.
     first: Option<Finished>,
+    /// Bytes of input in flight.
+    bytes: usize,
     dispatches: Dispatches,
     profile: Option<Profile>,
 }
@@ -145,6 +147,9 @@ type Finished = (Tile, Vec<TileBuffers>, Instant);
 /// Small enough that a tile's weights and codes stay in a core's cache between the steps.
 const CPU_TILE_BYTES: usize = 512 << 10;
 
+/// Most tiles in flight, where they are small.
+const SMALL_TILES: usize = 64;
+
 impl CpuBackend {
     /// On all cores (RAYON_NUM_THREADS limits them).
     pub fn new() -> Self {
@@ -153,6 +158,7 @@ impl CpuBackend {
             spare: Vec::new(),
             running: VecDeque::new(),
             first: None,
+            bytes: 0,
             dispatches: Dispatches::new(),
             profile: None,
         }
@@ -210,6 +216,12 @@ impl Backend for CpuBackend {
         Ok(()) // these are the twins that others are compared with
     }
 
+    /// Small tiles wait in larger numbers: a worker is done with one before a thread can be woken for the next.
+    fn has_room(&mut self) -> bool {
+        let waiting = self.running.len();
+        waiting < self.depth() || (waiting < SMALL_TILES && self.bytes < CPU_TILE_BYTES)
+    }
+
     fn submit(&mut self, tile: Tile, fill: Fill) -> Result<()> {
         let mut buffers: Vec<TileBuffers> =
             tile.passes.iter().map(|_| self.spare.pop().unwrap_or_default()).collect();
@@ -221,6 +233,7 @@ impl Backend for CpuBackend {
         for kernel in tile.kernels() {
             *self.dispatches.entry(kernel.name).or_default() += 1;
         }
+        self.bytes += tile.input_bytes;
         let (sender, receiver) = mpsc::sync_channel(1);
         self.running.push_back(receiver);
         let profile = self.profile.clone();
@@ -247,8 +260,14 @@ impl Backend for CpuBackend {
             }
             all.push(results);
         }
+        self.bytes -= tile.input_bytes;
         take(tile, &all)?;
-        self.spare.extend(buffers);
+        for buffers in buffers {
+            // no more large ones than are in use at a time
+            if self.spare.len() < self.depth() || buffers.bytes() <= CPU_TILE_BYTES / 4 {
+                self.spare.push(buffers);
+            }
+        }
         Ok(true)
     }
 

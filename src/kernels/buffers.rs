@@ -65,6 +65,13 @@ impl Binding {
 }
 
 impl TileBuffers {
+    /// Memory that the buffers hold, in bytes.
+    pub fn bytes(&self) -> usize {
+        let words = [&self.input, &self.ranges, &self.edges, &self.counts, &self.scales, &self.output];
+        let words: usize = words.iter().map(|buffer| buffer.capacity()).sum();
+        4 * (words + self.zero_points.capacity() + 2 * self.errors.capacity())
+    }
+
     /// The words behind a binding.
     pub fn words(&self, binding: Binding) -> &[u32] {
         match binding {

@@ -251,3 +251,42 @@ fn totals(signal: [f32; LANES], noise: [f32; LANES]) -> [f32; 2] {
     }
     [(four[0] + four[2]) + (four[1] + four[3]), (four[4] + four[6]) + (four[5] + four[7])]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::quantize_pack::code;
+    use rayon::prelude::*;
+
+    /// Every pair of mantissas of 11 bits over the binades that codes come from, both here and in WGSL's form with an
+    /// inverse that is off by as much as WGSL allows.
+    #[test]
+    fn codes_of_halves_are_those_of_the_real_quotient() {
+        (0..1024u32).into_par_iter().for_each(|mantissa| {
+            let scale = (127 << 23) | (mantissa << 13);
+            let inverse = (1.0 / f32::from_bits(scale)).to_bits();
+            for (binade, sign) in (-2..=8).flat_map(|b| [(b, 0), (b, SIGN)]) {
+                let weight = |n: u32| sign | ((127 + binade) as u32) << 23 | (n << 13);
+                let weights: Vec<u32> = (0..1024).map(weight).collect();
+                for (bits, symmetric, z) in [(8, true, 0), (8, false, -128), (8, false, 127), (4, false, 3)] {
+                    let params = TileParams::default().with_grid(bits, symmetric, false);
+                    let expected: Vec<i32> = weights.iter().map(|&x| code(&params, x, scale, z)).collect();
+                    let mut codes = [0; 1024];
+                    Coder::new(&params, scale, z, true).code::<true, u32>(&weights, |x| x, &mut codes);
+                    assert!(expected.iter().zip(codes).all(|(&e, c)| e == i32::from(c as i8)), "{scale:#x}");
+                    for inverse in [inverse - 3, inverse + 3].map(f32::from_bits) {
+                        for (&x, &expected) in weights.iter().zip(&expected) {
+                            let places = (f32::from_bits(x) * inverse * 4096.0).round_ties_even();
+                            let found = (places / 4096.0 + z as f32).round_ties_even() as i32;
+                            assert_eq!(
+                                found.clamp(params.qmin, params.qmax),
+                                expected,
+                                "{x:#x} / {scale:#x}"
+                            );
+                        }
+                    }
+                }
+            }
+        });
+    }
+}

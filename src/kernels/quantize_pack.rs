@@ -71,7 +71,7 @@ fn code_groups(params: &TileParams, scales: &[u32], zero_points: &[i32], start: 
 
 /// One code. Bits of any finite float, of a scale of either sign.
 #[inline(always)]
-fn code(params: &TileParams, x: u32, s: u32, z: i32) -> i32 {
+pub(super) fn code(params: &TileParams, x: u32, s: u32, z: i32) -> i32 {
     let k = round_quotient(x & MAGNITUDE, s & MAGNITUDE, z) as i32;
     let negative = (x ^ s) as i32 >> 31;
     ((k ^ negative) - negative + z).clamp(params.qmin, params.qmax)
