@@ -38,12 +38,12 @@ fn quantize(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups
         let b = four_weights(v, 1u);
         let codes_a = codes_of(a, g);
         let codes_b = codes_of(b, g);
-        if (params.bits == 4u) {
-          output[v] = packed_codes(codes_a) | (packed_codes(codes_b) << 16u);
-        } else {
-          output[2u * v] = packed_codes(codes_a);
-          output[2u * v + 1u] = packed_codes(codes_b);
-        }
+        let word_a = packed_codes(codes_a);
+        let word_b = packed_codes(codes_b);
+        // software runs both sides of a branch, and a store costs much there
+        let four = params.bits == 4u;
+        output[select(2u * v, v, four)] = word_a | select(0u, word_b << 16u, four);
+        if (!four) { output[2u * v + 1u] = word_b; }
         sum += squares(a, codes_a, g) + squares(b, codes_b, g);
       }
     }
