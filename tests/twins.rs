@@ -87,8 +87,8 @@ fn every_shader_names_its_twin_and_has_one() {
     let files = std::fs::read_dir("shaders").unwrap().count();
     assert_eq!(
         files,
-        kernels::ALL.len() + 3,
-        "shaders/ holds the kernels, common.wgsl and the two team files"
+        kernels::ALL.len() + 4,
+        "shaders/ holds the kernels, common.wgsl, trials.wgsl and the two team files"
     );
 }
 

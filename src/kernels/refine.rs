@@ -13,7 +13,7 @@ use multiversion::multiversion;
 /// The step.
 pub const KERNEL: Kernel = Kernel {
     name: "refine",
-    wgsl: include_str!("../../shaders/refine.wgsl"),
+    wgsl: concat!(include_str!("../../shaders/refine.wgsl"), include_str!("../../shaders/trials.wgsl")),
     cpu: refine,
     threads: |p| p.chunks * (p.candidates - p.coarse),
     team: false,

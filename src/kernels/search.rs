@@ -9,7 +9,7 @@
 //! more bits at 8); codes and reconstructions are products of integers, at 4 bits of 16 bits, so the choice is the same on
 //! every device. A step that is out of all proportion (where f16 scales are coarse) gets a sum that is never the best.
 //! Groups under 2⁻¹⁰⁰ (or not finite) get zeros, and with them candidate 0, as [`super::qparams`] takes the first of equals.
-//! Twin: `shaders/search.wgsl`.
+//! Twin: `shaders/search.wgsl`, with `shaders/trials.wgsl`.
 
 use super::{Binding, CHUNK, Kernel, TileBuffers, TileParams, arithmetic::*, bits::*};
 use multiversion::multiversion;
@@ -18,7 +18,7 @@ use std::ops::Range;
 /// The step.
 pub const KERNEL: Kernel = Kernel {
     name: "search",
-    wgsl: include_str!("../../shaders/search.wgsl"),
+    wgsl: concat!(include_str!("../../shaders/search.wgsl"), include_str!("../../shaders/trials.wgsl")),
     cpu: search,
     threads: |p| p.chunks * p.coarse,
     team: false,
