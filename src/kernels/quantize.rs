@@ -5,9 +5,9 @@
 //! `shaders/quantize.wgsl`.
 
 use super::{
-    Binding, Kernel, TileBuffers, TileParams, arithmetic::*, bits::*, minmax::chunk_range,
-    qparams::range_qparams,
+    Binding, Kernel, TileBuffers, TileParams, arithmetic::*, bits::*, minmax::*, qparams::range_qparams,
 };
+use bytemuck::Pod;
 use multiversion::{multiversion, target::target_cfg_f};
 use std::{hint::black_box, ops::Range};
 
@@ -37,12 +37,31 @@ pub fn suits(params: &TileParams) -> bool {
 
 /// Weights that are handled together: they stay in the nearest cache from range to code.
 const SPAN: usize = 8192;
-/// Weights coded at a time, and partial sums kept side by side: a whole number of vectors everywhere.
+/// Pairs of weights coded at a time, and partial sums kept side by side: a whole number of vectors everywhere.
 const LANES: usize = 16;
 /// 3 · 2^22: adding it rounds to an integer, ties to even, which lands in the low bits.
 const MAGIC: f32 = 12_582_912.0;
 /// 3 · 2^10: adding it rounds what is smaller than 512 to 12 binary places.
 const PLACES: f32 = 3072.0;
+
+/// Codes of two neighbours, as they are stored.
+trait Codes: Pod {
+    fn pack(codes: [u32; 2]) -> Self;
+}
+
+impl Codes for u8 {
+    #[inline(always)]
+    fn pack([even, odd]: [u32; 2]) -> u8 {
+        (even & 15 | odd << 4) as u8
+    }
+}
+
+impl Codes for u16 {
+    #[inline(always)]
+    fn pack([even, odd]: [u32; 2]) -> u16 {
+        (even & 255 | odd << 8) as u16
+    }
+}
 
 #[multiversion(targets(
     "x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma",
@@ -50,83 +69,70 @@ const PLACES: f32 = 3072.0;
     "x86_64+sse4.1"
 ))]
 fn quantize(params: &TileParams, b: &mut TileBuffers) {
-    let mut scratch = [0; SPAN];
     let fused = cfg!(target_arch = "aarch64") || target_cfg_f!(target_feature = "fma");
-    let parts = (SPAN / params.chunk_len.max(1) as usize).max(1);
-    let per_group = params.chunks_per_group as usize;
     let groups = params.groups as usize;
-    let together = (parts / per_group.max(1)).max(1);
+    let together = (SPAN / params.group_len.max(1) as usize).max(1);
     for first in (0..groups).step_by(together) {
         let last = (first + together).min(groups);
         if params.scaled == 0 {
-            for group in first..last {
-                let mut range = [0, 0];
-                for chunk in 0..params.chunks_per_group {
-                    let (low, high) = chunk_range(params, &b.input, params.chunk_of(group as u32, chunk));
-                    range = [range[0].max(low), range[1].max(high)];
-                }
-                b.ranges[2 * group..][..2].copy_from_slice(&range);
+            let ranges = b.ranges.as_chunks_mut::<2>().0[first..last].iter_mut().enumerate();
+            for (i, range) in ranges {
+                *range = group_range(params, &b.input, (first + i) as u32);
             }
+            decode_ranges(params.input_dtype, &mut b.ranges.as_chunks_mut::<2>().0[first..last]);
             let ranges = &b.ranges[2 * first..2 * last];
             range_qparams(params, ranges, &mut b.scales[first..last], &mut b.zero_points[first..last]);
         }
-        for chunk in (first * per_group..last * per_group).step_by(parts) {
-            let chunks = chunk..(chunk + parts).min(last * per_group);
-            let input = std::mem::take(&mut b.input);
-            let halves: &[u16] = bytemuck::cast_slice(&input);
-            let f16 = |h: u16| flush(f16_to_f32(u32::from(h)));
-            // below the normals every code is that of zero, whatever the scale
-            let bf16 = |h: u16| u32::from(h) << 16;
-            match (params.input_dtype, params.scale_dtype) {
-                (F32, _) => encode::<false, _>(params, &input, flush, b, chunks, fused, &mut scratch),
-                (F16, F32) => encode::<false, _>(params, halves, f16, b, chunks, fused, &mut scratch),
-                (F16, _) => encode::<true, _>(params, halves, f16, b, chunks, fused, &mut scratch),
-                (_, F32) => encode::<false, _>(params, halves, bf16, b, chunks, fused, &mut scratch),
-                (_, _) => encode::<true, _>(params, halves, bf16, b, chunks, fused, &mut scratch),
-            }
-            b.input = input;
+        if params.bits == 8 {
+            encode::<u16>(params, b, first..last, fused);
+        } else {
+            encode::<u8>(params, b, first..last, fused);
         }
     }
 }
 
-/// Codes and errors of some parts of groups.
+/// Codes and errors of some groups.
 #[inline(always)]
-fn encode<const HALVES: bool, T: Copy + Default>(
+fn encode<C: Codes>(params: &TileParams, b: &mut TileBuffers, groups: Range<usize>, fused: bool) {
+    let f16 = |h: u32| flush(f16_to_f32(h));
+    let f16 = |pair: u32| [f16(pair & 0xffff), f16(pair >> 16)];
+    // below the normals every code is that of zero, whatever the scale
+    let bf16 = |pair: u32| [pair << 16, pair & 0xffff_0000];
+    let f32 = |pair: [u32; 2]| pair.map(flush);
+    let input = std::mem::take(&mut b.input);
+    match (params.input_dtype, params.scale_dtype) {
+        (F32, _) => encode_pairs::<false, C, _>(params, input.as_chunks::<2>().0, f32, b, groups, fused),
+        (F16, F32) => encode_pairs::<false, C, _>(params, &input, f16, b, groups, fused),
+        (F16, _) => encode_pairs::<true, C, _>(params, &input, f16, b, groups, fused),
+        (_, F32) => encode_pairs::<false, C, _>(params, &input, bf16, b, groups, fused),
+        (_, _) => encode_pairs::<true, C, _>(params, &input, bf16, b, groups, fused),
+    }
+    b.input = input;
+}
+
+#[inline(always)]
+fn encode_pairs<const HALVES: bool, C: Codes, T: Copy + Default>(
     params: &TileParams,
     weights: &[T],
-    decode: impl Fn(T) -> u32 + Copy,
+    decode: impl Fn(T) -> [u32; 2] + Copy,
     b: &mut TileBuffers,
-    chunks: Range<usize>,
+    groups: Range<usize>,
     fused: bool,
-    scratch: &mut [u8; SPAN],
 ) {
-    let per_group = params.chunks_per_group;
-    let (mut group, mut part) = (chunks.start as u32 / per_group, chunks.start as u32 % per_group);
-    let start = params.chunk_of(group, part).start;
-    let mut end = start;
-    for errors in &mut b.errors[chunks] {
-        let coder = Coder::new(params, b.scales[group as usize], b.zero_points[group as usize], fused);
-        let span = params.chunk_of(group, part);
-        end = span.end;
-        let codes = &mut scratch[span.start - start..span.end - start];
-        *errors = coder.code::<HALVES, T>(&weights[span], decode, codes);
-        part += 1;
-        if part == per_group {
-            (group, part) = (group + 1, 0);
-        }
-    }
-    let whole = start..end;
-    // whole words, as rows and groups are whole runs of eight; packed at once, long after the codes were stored
-    let bits = params.bits as usize;
-    let out: &mut [u8] = bytemuck::cast_slice_mut(&mut b.output);
-    let out = &mut out[whole.start * bits / 8..whole.end * bits / 8];
-    let codes = &scratch[..whole.len()];
-    if bits == 8 {
-        out.copy_from_slice(codes);
-    } else {
-        for (byte, pair) in out.iter_mut().zip(codes.as_chunks::<2>().0) {
-            let pair = u16::from_le_bytes(*pair) & 0x0f0f;
-            *byte = (pair | (pair >> 4)) as u8;
+    // whole pairs, as rows and groups are whole runs of eight
+    let [group_len, chunk_len] = [params.group_len, params.chunk_len].map(|n| n as usize / 2);
+    let per_group = params.chunks_per_group as usize;
+    let span = groups.start * group_len..groups.end * group_len;
+    let out: &mut [C] = &mut bytemuck::cast_slice_mut(&mut b.output)[span.clone()];
+    let qparams = b.scales[groups.clone()].iter().zip(&b.zero_points[groups.clone()]);
+    let errors = b.errors[groups.start * per_group..groups.end * per_group].chunks_exact_mut(per_group);
+    let weights = weights[span].chunks_exact(group_len);
+    for (((weights, out), errors), (&scale, &zero_point)) in
+        weights.zip(out.chunks_exact_mut(group_len)).zip(errors).zip(qparams)
+    {
+        let coder = Coder::new(params, scale, zero_point, fused);
+        for ((weights, out), errors) in weights.chunks(chunk_len).zip(out.chunks_mut(chunk_len)).zip(errors) {
+            *errors = coder.code::<HALVES, C, T>(weights, decode, out);
         }
     }
 }
@@ -158,73 +164,70 @@ impl Coder {
         }
     }
 
-    /// Codes the weights, a byte each, and returns the sums of [`super::error`].
+    /// Codes pairs of weights, and returns the sums of [`super::error`].
     #[inline(always)]
-    fn code<const HALVES: bool, T: Copy + Default>(
+    fn code<const HALVES: bool, C: Codes, T: Copy + Default>(
         &self,
         weights: &[T],
-        decode: impl Fn(T) -> u32 + Copy,
-        codes: &mut [u8],
+        decode: impl Fn(T) -> [u32; 2] + Copy,
+        codes: &mut [C],
     ) -> [f32; 2] {
-        let (mut signal, mut noise) = ([0.0; LANES], [0.0; LANES]);
+        let mut sums = [[0.0; LANES]; 2];
         let (long, rest) = weights.as_chunks::<{ 4 * LANES }>();
         let (code_long, code_rest) = codes.as_chunks_mut::<{ 4 * LANES }>();
         for (run, codes) in long.iter().zip(code_long) {
             for (run, codes) in run.as_chunks::<LANES>().0.iter().zip(codes.as_chunks_mut::<LANES>().0) {
-                let found = self.run::<HALVES, T>(run, decode, codes);
-                for i in 0..LANES {
-                    signal[i] = self.square_added(found[0][i], signal[i]);
-                    noise[i] = self.square_added(found[1][i], noise[i]);
-                }
+                self.run::<HALVES, C, T>(run, decode, codes, &mut sums);
             }
         }
         let (runs, rest) = rest.as_chunks::<LANES>();
         let (code_runs, code_rest) = code_rest.as_chunks_mut::<LANES>();
         for (run, codes) in runs.iter().zip(code_runs) {
-            let found = self.run::<HALVES, T>(run, decode, codes);
-            for i in 0..LANES {
-                signal[i] = self.square_added(found[0][i], signal[i]);
-                noise[i] = self.square_added(found[1][i], noise[i]);
-            }
+            self.run::<HALVES, C, T>(run, decode, codes, &mut sums);
         }
         if !rest.is_empty() {
             // zeros add nothing to the sums
-            let (mut run, mut codes) = ([T::default(); LANES], [0; LANES]);
+            let (mut run, mut codes) = ([T::default(); LANES], [C::zeroed(); LANES]);
             run[..rest.len()].copy_from_slice(rest);
-            let found = self.run::<HALVES, T>(&run, decode, &mut codes);
-            for i in 0..LANES {
-                signal[i] = self.square_added(found[0][i], signal[i]);
-                noise[i] = self.square_added(found[1][i], noise[i]);
-            }
+            self.run::<HALVES, C, T>(&run, decode, &mut codes, &mut sums);
             code_rest.copy_from_slice(&codes[..rest.len()]);
         }
-        totals(signal, noise)
+        totals(sums)
     }
 
-    /// Codes some weights, and returns their quotients and errors.
+    /// Codes some pairs, and adds to the sums of squared quotients and errors.
     #[inline(always)]
-    fn run<const HALVES: bool, T: Copy>(
+    fn run<const HALVES: bool, C: Codes, T: Copy>(
         &self,
         weights: &[T; LANES],
-        decode: impl Fn(T) -> u32,
-        codes: &mut [u8; LANES],
-    ) -> [[f32; LANES]; 2] {
-        let mut found = [[0.0; LANES]; 2];
+        decode: impl Fn(T) -> [u32; 2],
+        codes: &mut [C; LANES],
+        [signal, noise]: &mut [[f32; LANES]; 2],
+    ) {
         for i in 0..LANES {
-            let x = f32::from_bits(decode(weights[i]));
-            let quotient = if HALVES { x * self.inverse } else { x / self.scale };
-            // A quotient of two halves is half-way between codes or at least 2^-12 away from that: a product, which is
-            // off by less than 2^-14, becomes half-way by rounding to 12 binary places if it was.
-            let mut code =
-                if HALVES { (quotient + PLACES) + (self.shift - PLACES) } else { quotient + self.shift };
-            code = if code > self.lowest { code } else { self.lowest };
-            code = if code < self.highest { code } else { self.highest };
-            codes[i] = code.to_bits().wrapping_add(self.offset) as u8;
-            let error = quotient - (code - self.shift);
-            found[0][i] = quotient;
-            found[1][i] = error;
+            let [even, odd] = decode(weights[i]);
+            let [even, odd] = [self.coded::<HALVES>(even), self.coded::<HALVES>(odd)];
+            codes[i] = C::pack([even.0, odd.0]);
+            for (_, quotient, error) in [even, odd] {
+                signal[i] = self.square_added(quotient, signal[i]);
+                noise[i] = self.square_added(error, noise[i]);
+            }
         }
-        found
+    }
+
+    /// A weight's code (in the low bits), quotient and error.
+    #[inline(always)]
+    fn coded<const HALVES: bool>(&self, weight: u32) -> (u32, f32, f32) {
+        let x = f32::from_bits(weight);
+        let quotient = if HALVES { x * self.inverse } else { x / self.scale };
+        // A quotient of two halves is half-way between codes or at least 2^-12 away from that: a product, which is
+        // off by less than 2^-14, becomes half-way by rounding to 12 binary places if it was.
+        let mut code =
+            if HALVES { (quotient + PLACES) + (self.shift - PLACES) } else { quotient + self.shift };
+        code = if code > self.lowest { code } else { self.lowest };
+        code = if code < self.highest { code } else { self.highest };
+        let error = quotient - (code - self.shift);
+        (code.to_bits().wrapping_add(self.offset), quotient, error)
     }
 
     /// Errors are outside the contract on bytes: one rounding or two, as the machine likes.
@@ -236,20 +239,22 @@ impl Coder {
 
 /// The sums of both, side by side in few steps of vectors.
 #[inline(always)]
-fn totals(signal: [f32; LANES], noise: [f32; LANES]) -> [f32; 2] {
-    // opaque, or the compiler would sum in the order that comes last, from small parts, all along
-    let [a, b] = black_box([signal, noise]);
-    let mut eight = [[0.0; 8]; 2];
+fn totals(sums: [[f32; LANES]; 2]) -> [f32; 2] {
+    // opaque between the steps, or the compiler would sum in the order that comes last, from small parts, all along
+    let [signal, noise] = black_box(sums);
+    let mut sums = [0.0; LANES];
     for i in 0..8 {
-        eight[0][i] = a[i] + a[i + 8];
-        eight[1][i] = b[i] + b[i + 8];
+        sums[i] = signal[i] + signal[i + 8];
+        sums[i + 8] = noise[i] + noise[i + 8];
     }
-    let mut four = [0.0; 8];
+    let from = black_box(sums);
+    let mut sums = [0.0; 8];
     for i in 0..4 {
-        four[i] = eight[0][i] + eight[0][i + 4];
-        four[i + 4] = eight[1][i] + eight[1][i + 4];
+        sums[i] = from[i] + from[i + 4];
+        sums[i + 4] = from[i + 8] + from[i + 12];
     }
-    [(four[0] + four[2]) + (four[1] + four[3]), (four[4] + four[6]) + (four[5] + four[7])]
+    let from = black_box(sums);
+    [(from[0] + from[2]) + (from[1] + from[3]), (from[4] + from[6]) + (from[5] + from[7])]
 }
 
 #[cfg(test)]
@@ -271,9 +276,11 @@ mod tests {
                 for (bits, symmetric, z) in [(8, true, 0), (8, false, -128), (8, false, 127), (4, false, 3)] {
                     let params = TileParams::default().with_grid(bits, symmetric, false);
                     let expected: Vec<i32> = weights.iter().map(|&x| code(&params, x, scale, z)).collect();
-                    let mut codes = [0; 1024];
-                    Coder::new(&params, scale, z, true).code::<true, u32>(&weights, |x| x, &mut codes);
-                    assert!(expected.iter().zip(codes).all(|(&e, c)| e == i32::from(c as i8)), "{scale:#x}");
+                    let mut codes = [0; 512];
+                    let pairs = weights.as_chunks::<2>().0;
+                    Coder::new(&params, scale, z, true).code::<true, u16, _>(pairs, |x| x, &mut codes);
+                    let codes: &[u8] = bytemuck::cast_slice(&codes);
+                    assert!(expected.iter().zip(codes).all(|(&e, &c)| e == i32::from(c as i8)), "{scale:#x}");
                     for inverse in [inverse - 3, inverse + 3].map(f32::from_bits) {
                         for (&x, &expected) in weights.iter().zip(&expected) {
                             let places = (f32::from_bits(x) * inverse * 4096.0).round_ties_even();
