@@ -253,43 +253,66 @@ fn candidate(low: u32, high: u32, number: u32) -> QParams {
   return QParams(scale, min(params.qmin + i32(offset), params.qmax));
 }
 
-// The number of candidate i of a tile; of a fine one, beside coarse number `best`.
-fn number_of(i: u32, best: u32) -> u32 {
-  if (i < max(params.coarse, 1u)) {
-    if (params.symmetric == 0u) { return 4u * i; }
-    if (i == 0u) { return 0u; }
-    let place = select(i - 1u, (i - 1u) >> 1u, params.both_signs == 1u);
-    let number = 1u + 2u * select(4u * place + 3u, 8u * place + 6u, params.bits == 4u);
-    return number + select(0u, (i - 1u) & 1u, params.both_signs == 1u);
+// The number of coarse candidate i of a tile.
+fn coarse_number(i: u32) -> u32 {
+  if (params.symmetric == 0u) { return 4u * i; }
+  if (i == 0u) { return 0u; }
+  let place = select(i - 1u, (i - 1u) >> 1u, params.both_signs == 1u);
+  let number = 1u + 2u * select(4u * place + 3u, 8u * place + 6u, params.bits == 4u);
+  return number + select(0u, (i - 1u) & 1u, params.both_signs == 1u);
+}
+
+// The number of fine candidate f: so many steps from the best coarse one towards the better of its neighbours.
+fn fine_number(group: u32, best: u32, f: u32) -> u32 {
+  let stride = 1u + params.both_signs;
+  let whole = params.symmetric == 1u && best == 0u;
+  // the whole range, at 7.5, lies between the first two; at 127.5 before the second
+  let below = coarse_sum(group, select(best - stride, 1u, whole));
+  let above = coarse_sum(group, best + select(stride, 1u + stride, whole));
+  let down = (below.y < above.y || (below.y == above.y && below.x < above.x)) && !(whole && params.bits == 8u);
+  let steps = select(1 + i32(f), -1 - i32(f), down);
+  let number = i32(coarse_number(best));
+  if (params.symmetric == 0u) { return u32(number + steps); }
+  if (params.bits == 4u) { return u32(select(number, 21, whole) + 4 * steps); }
+  return u32(select(number, 7, whole) + 2 * steps);
+}
+
+fn coarse_sum(group: u32, i: u32) -> vec2<u32> {
+  if (i < params.symmetric || i >= params.coarse) { return vec2<u32>(0xffffffffu); }
+  return error_sum(group, i);
+}
+
+// A candidate's error on a group, over all its chunks.
+fn error_sum(group: u32, i: u32) -> vec2<u32> {
+  var sum = vec2<u32>(0u);
+  for (var table = 0u; table < params.tallies; table += 1u) {
+    let at = 2u * ((group * params.tallies + table) * params.candidates + i);
+    let low = atomicLoad(&counts[at]);
+    sum.x += low;
+    sum.y += atomicLoad(&counts[at + 1u]) + u32(sum.x < low);
   }
-  let f = i32(i - params.coarse);
-  let aside = select(f - 3, f - 2, f >= 3);
-  if (params.symmetric == 0u) { return u32(max(i32(best) + aside, 0)); }
-  let middle = select(select(7, 21, params.bits == 4u), i32(best), best > 0u);
-  return u32(middle + select(2, 4, params.bits == 4u) * aside);
+  return sum;
 }
 
 // Which of the first `count` candidates has the smallest sum in a group, the first of equals.
 fn best_of(group: u32, count: u32) -> u32 {
   var best = 0u;
-  var best_low = 0xffffffffu;
-  var best_high = 0xffffffffu;
+  var least = vec2<u32>(0xffffffffu);
   for (var i = 0u; i < count; i += 1u) {
-    var sum_low = 0u;
-    var sum_high = 0u;
-    for (var table = 0u; table < params.tallies; table += 1u) {
-      let at = 2u * ((group * params.tallies + table) * params.candidates + i);
-      let low = atomicLoad(&counts[at]);
-      sum_low += low;
-      sum_high += atomicLoad(&counts[at + 1u]) + u32(sum_low < low);
-    }
-    if (sum_high < best_high || (sum_high == best_high && sum_low < best_low)) {
+    let sum = error_sum(group, i);
+    if (sum.y < least.y || (sum.y == least.y && sum.x < least.x)) {
       best = i;
-      best_low = sum_low;
-      best_high = sum_high;
+      least = sum;
     }
   }
   return best;
+}
+
+// The number of the candidate with the smallest sum.
+fn best_number(group: u32) -> u32 {
+  let best = best_of(group, params.candidates);
+  if (best < max(params.coarse, 1u)) { return coarse_number(best); }
+  return fine_number(group, best_of(group, params.coarse), best - params.coarse);
 }
 
 // -min and max of a group, each widened to include zero. Zeros stand for "nothing seen".

@@ -5,9 +5,7 @@ fn qparams(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups)
            @builtin(local_invocation_index) local: u32) {
   let group = flat_index(workgroup, workgroups, local);
   if (group >= params.groups) { return; }
-  let coarse = number_of(best_of(group, params.coarse), 0u);
-  let number = number_of(best_of(group, params.candidates), coarse);
-  let chosen = candidate(range_low(group), range_high(group), number);
+  let chosen = candidate(range_low(group), range_high(group), best_number(group));
   scales[group] = chosen.scale;
   zero_points[group] = chosen.zero_point;
 }

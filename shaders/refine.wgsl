@@ -7,7 +7,7 @@ fn refine(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) 
   let tried = params.candidates - params.coarse;
   if (thread >= params.chunks * tried) { return; }
   let chunk = thread / tried;
-  let best = number_of(best_of(chunk / params.chunks_per_group, params.coarse), 0u);
-  let i = params.coarse + thread % tried;
-  try_candidate(chunk, i, number_of(i, best));
+  let group = chunk / params.chunks_per_group;
+  let f = thread % tried;
+  try_candidate(chunk, params.coarse + f, fine_number(group, best_of(group, params.coarse), f));
 }

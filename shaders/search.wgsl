@@ -6,5 +6,5 @@ fn search(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) 
   let thread = flat_index(workgroup, workgroups, local);
   let tried = params.coarse;
   if (thread >= params.chunks * tried) { return; }
-  try_candidate(thread / tried, thread % tried, number_of(thread % tried, 0u));
+  try_candidate(thread / tried, thread % tried, coarse_number(thread % tried));
 }

@@ -181,7 +181,7 @@ impl TileParams {
             (_, 4) => 1 + 8 * signs,
             (_, _) => 1 + 9 * signs,
         };
-        self.candidates = self.coarse + 6;
+        self.candidates = self.coarse + 3;
         self
     }
 

@@ -33,58 +33,81 @@ pub const KERNEL: Kernel = Kernel {
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
 fn search(params: &TileParams, b: &mut TileBuffers) {
-    let mut normal = [0; CHUNK as usize];
-    for group in 0..params.groups {
-        try_candidates(params, b, group, 0, 0..params.coarse, &mut normal);
-    }
+    try_candidates(params, b, 0..params.coarse);
 }
 
-/// The number, as [`candidate`] knows it, of candidate `i` of a tile; of a fine one, beside coarse number `best`.
+/// The number, as [`candidate`] knows it, of coarse candidate `i` of a tile.
 #[inline(always)]
-pub(super) fn number_of(params: &TileParams, i: u32, best: u32) -> u32 {
-    if i < params.coarse.max(1) {
-        if params.symmetric == 0 {
-            return 4 * i;
-        }
-        if i == 0 {
-            return 0;
-        }
-        let j = i - 1;
-        let (place, sign) = if params.both_signs == 1 { (j >> 1, j & 1) } else { (j, 0) };
-        let place = if params.bits == 4 { 8 * place + 6 } else { 4 * place + 3 };
-        return 1 + 2 * place + sign;
-    }
-    let aside = [-3, -2, -1, 1, 2, 3][(i - params.coarse) as usize];
+fn coarse_number(params: &TileParams, i: u32) -> u32 {
     if params.symmetric == 0 {
-        return (best as i32 + aside).max(0) as u32;
+        return 4 * i;
     }
-    // around the whole range: beside 7.5 or 127
-    let (whole, step) = if params.bits == 4 { (1 + 2 * 10, 4) } else { (1 + 2 * 3, 2) };
-    let middle = if best > 0 { best } else { whole };
-    (middle as i32 + step * aside) as u32
+    if i == 0 {
+        return 0;
+    }
+    let j = i - 1;
+    let (place, sign) = if params.both_signs == 1 { (j >> 1, j & 1) } else { (j, 0) };
+    let place = if params.bits == 4 { 8 * place + 6 } else { 4 * place + 3 };
+    1 + 2 * place + sign
 }
 
-/// Which of the first `count` candidates has the smallest sum in a group, the first of equals; 0 if there are none.
+/// The number of fine candidate `f`: so many steps from the best coarse one, `best`, towards the better of its
+/// neighbours.
 #[inline(always)]
-pub(super) fn best_of(params: &TileParams, counts: &[u32], group: usize, count: u32) -> u32 {
+fn fine_number(params: &TileParams, sums: &[u64], best: u32, f: u32) -> u32 {
+    let stride = 1 + params.both_signs;
+    let whole = params.symmetric == 1 && best == 0;
+    // the whole range, at 7.5, lies between the first two; at 127.5 before the second
+    let (below, above) = if whole { (1, 1 + stride) } else { (best.wrapping_sub(stride), best + stride) };
+    let first = params.symmetric;
+    let sum = |i: u32| if (first..params.coarse).contains(&i) { sums[i as usize] } else { u64::MAX };
+    let down = sum(below) < sum(above) && !(whole && params.bits == 8);
+    let steps = if down { -1 - f as i32 } else { 1 + f as i32 };
+    let number = coarse_number(params, best) as i32;
+    match (params.symmetric, params.bits) {
+        (0, _) => (number + steps) as u32,
+        (_, 4) => (if whole { 1 + 2 * 10 } else { number } + 4 * steps) as u32,
+        (_, _) => (if whole { 1 + 2 * 3 } else { number } + 2 * steps) as u32,
+    }
+}
+
+/// Error sums of the first `count` candidates of a group, over all its chunks.
+#[inline(always)]
+fn sums_of(params: &TileParams, counts: &[u32], group: usize, count: u32) -> [u64; MOST] {
     let [tallies, candidates, count] = [params.tallies, params.candidates, count].map(|n| n as usize);
     let tables = &counts[2 * group * tallies * candidates..][..2 * tallies * candidates];
     let mut sums = [0u64; MOST];
-    let sums = &mut sums[..count];
     for table in tables.chunks_exact((2 * candidates).max(1)) {
-        for (sum, words) in sums.iter_mut().zip(table.as_chunks::<2>().0) {
+        for (sum, words) in sums[..count].iter_mut().zip(table.as_chunks::<2>().0) {
             *sum = sum.wrapping_add(u64::from(words[0]) | u64::from(words[1]) << 32);
         }
     }
+    sums
+}
+
+/// The first of the smallest; 0 if there are none.
+#[inline(always)]
+fn least(sums: &[u64]) -> u32 {
     let least = sums.iter().fold(u64::MAX, |least, &sum| least.min(sum));
     sums.iter().position(|&sum| sum == least).unwrap_or(0) as u32
 }
 
+/// The number of the candidate with the smallest sum in a group, the first of equals; 0 if there are none.
+#[inline(always)]
+pub(super) fn best_number(params: &TileParams, counts: &[u32], group: usize) -> u32 {
+    let sums = sums_of(params, counts, group, params.candidates);
+    let best = least(&sums[..params.candidates as usize]);
+    match best.checked_sub(params.coarse) {
+        Some(f) if params.coarse > 0 => fine_number(params, &sums, least(&sums[..params.coarse as usize]), f),
+        _ => coarse_number(params, best),
+    }
+}
+
 /// Most candidates that there are.
 const MOST: usize = 64;
-/// Most candidates that are tried at once: a whole number of vectors.
-const TRIALS: usize = 32;
-/// Candidates that are prepared at once.
+/// Candidates that are prepared together, of as many groups as they are enough for: a whole number of vectors.
+const TRIALS: usize = 64;
+/// Candidates that are prepared at a time.
 const LANES: usize = 16;
 
 /// What codes of some candidates are made and decoded with.
@@ -98,34 +121,41 @@ struct Trials {
     highest: [i32; TRIALS],
 }
 
+/// Which candidates to prepare.
+struct Tried {
+    numbers: [u32; TRIALS],
+    /// Bounds of their groups.
+    low: [u32; TRIALS],
+    high: [u32; TRIALS],
+}
+
 impl Trials {
     #[inline(always)]
-    fn of<const SCALE: u32, const SYMMETRIC: u32>(
-        params: &TileParams,
-        low: u32,
-        high: u32,
-        numbers: &[u32; TRIALS],
-        count: usize,
-    ) -> Self {
+    fn of<const SCALE: u32, const SYMMETRIC: u32>(params: &TileParams, tried: &Tried, count: usize) -> Self {
         let params = &TileParams { scale_dtype: SCALE, symmetric: SYMMETRIC, ..*params };
         let (steps, inverses, lowest, highest) = ([0; TRIALS], [0; TRIALS], [0; TRIALS], [0; TRIALS]);
         let mut trials = Trials { steps, inverses, lowest, highest };
         let four = params.bits == 4;
-        let unit = div_rn(if four { 0x4600_0000 } else { 0x4900_0000 }, low.max(high)); // 2^13 or 2^19
+        let one = if four { 0x4600_0000 } else { 0x4900_0000 }; // 2^13 or 2^19
         let whole = if four { 0x4b00_0000 } else { 0x4c80_0000 }; // 2^23 or 2^26
         let bounds = if four { 257..2048 } else { 1088..32768 };
         let capped = |x: u32| round_small(f32::from_bits(x.min(0x4780_0000))); // 2^16
-        // codes reach over more than half of the range, so that differences stay below 2^13
-        let [low_f, high_f] = [low, high].map(f32::from_bits);
-        let both = if params.symmetric == 1 { 2.0 * low_f.max(high_f) } else { low_f + high_f };
-        let range = if four { capped(multiply(both.to_bits(), unit)) } else { 0 };
-        // vectors of a fixed length
-        for (block, numbers) in numbers.as_chunks::<LANES>().0.iter().enumerate() {
-            if block * LANES >= count {
-                break;
-            }
+        for from in (0..count).step_by(LANES) {
+            // vectors of a fixed length
+            let at = from..from + LANES;
             let [mut steps, mut inverses, mut lowest, mut highest] = [[0; LANES]; 4];
+            let [numbers, lows, highs] = [&tried.numbers, &tried.low, &tried.high].map(|list| {
+                let mut lanes = [0; LANES];
+                lanes.copy_from_slice(&list[at.clone()]);
+                lanes
+            });
             for i in 0..LANES {
+                let (low, high) = (lows[i], highs[i]);
+                let unit = div_rn(one, low.max(high));
+                // codes reach over more than half of the range, so that differences stay below 2^13
+                let [low_f, high_f] = [low, high].map(f32::from_bits);
+                let both = if params.symmetric == 1 { 2.0 * low_f.max(high_f) } else { low_f + high_f };
+                let range = if four { capped(multiply(both.to_bits(), unit)) } else { 0 };
                 let tried = candidate(params, low, high, numbers[i]);
                 let step = capped(multiply(tried.scale & MAGNITUDE, unit));
                 let fits = bounds.contains(&step) & (29 * step >= range);
@@ -138,7 +168,6 @@ impl Trials {
                 lowest[i] = a.min(b);
                 highest[i] = a.max(b);
             }
-            let at = block * LANES..(block + 1) * LANES;
             trials.steps[at.clone()].copy_from_slice(&steps);
             trials.inverses[at.clone()].copy_from_slice(&inverses);
             trials.lowest[at.clone()].copy_from_slice(&lowest);
@@ -148,14 +177,56 @@ impl Trials {
     }
 }
 
-/// Sums of a group's candidates, `tried` of them, on each of its chunks.
+/// Sums of some candidates of every group, on each of its chunks: coarse ones, or the fine ones.
 #[inline(always)]
-pub(super) fn try_candidates(
+pub(super) fn try_candidates(params: &TileParams, b: &mut TileBuffers, candidates: Range<u32>) {
+    let count = candidates.len();
+    let together = TRIALS / count.max(1);
+    let mut normal = [0; CHUNK as usize];
+    let mut tried = Tried { numbers: [0; TRIALS], low: [0; TRIALS], high: [0; TRIALS] };
+    for first in (0..params.groups).step_by(together) {
+        let groups = first..(first + together as u32).min(params.groups);
+        for (group, at) in groups.clone().zip((0..).step_by(count)) {
+            let [mut low, mut high] = [0, 1].map(|side| widened(b.ranges[2 * group as usize + side]));
+            if !(MIN_SEARCH..INFINITY).contains(&low.max(high)) {
+                (low, high) = (0x3f80_0000, 0x3f80_0000); // left out below
+            }
+            let numbers = &mut tried.numbers[at..at + count];
+            if candidates.start == 0 {
+                (0..).zip(numbers).for_each(|(i, number)| *number = coarse_number(params, i));
+            } else {
+                let sums = sums_of(params, &b.counts, group as usize, params.coarse);
+                let best = least(&sums[..params.coarse as usize]);
+                (0..).zip(numbers).for_each(|(f, number)| *number = fine_number(params, &sums, best, f));
+            }
+            tried.low[at..at + count].fill(low);
+            tried.high[at..at + count].fill(high);
+        }
+        let lanes = groups.len() * count;
+        // with constants in the place of these two the loop over candidates becomes vector code
+        let trials = match (params.scale_dtype, params.symmetric) {
+            (BF16, 1) => Trials::of::<BF16, 1>(params, &tried, lanes),
+            (BF16, _) => Trials::of::<BF16, 0>(params, &tried, lanes),
+            (F16, 1) => Trials::of::<F16, 1>(params, &tried, lanes),
+            (F16, _) => Trials::of::<F16, 0>(params, &tried, lanes),
+            (_, 1) => Trials::of::<F32, 1>(params, &tried, lanes),
+            (_, _) => Trials::of::<F32, 0>(params, &tried, lanes),
+        };
+        for (group, at) in groups.zip((0..).step_by(count)) {
+            evaluate(params, b, group, &trials, at..at + count, candidates.start, &mut normal);
+        }
+    }
+}
+
+/// Sums of a group's candidates, those of `lanes`, on each of its chunks.
+#[inline(always)]
+fn evaluate(
     params: &TileParams,
     b: &mut TileBuffers,
     group: u32,
-    best: u32,
-    tried: Range<u32>,
+    trials: &Trials,
+    lanes: Range<usize>,
+    first: u32,
     normal: &mut [i16; CHUNK as usize],
 ) {
     let [low, high] = [0, 1].map(|side| widened(b.ranges[2 * group as usize + side]));
@@ -163,44 +234,33 @@ pub(super) fn try_candidates(
     if !(MIN_SEARCH..INFINITY).contains(&absmax) {
         return; // sums start as zeros
     }
-    let mut numbers = [0; TRIALS];
-    for (number, i) in numbers.iter_mut().zip(tried.clone()) {
-        *number = number_of(params, i, best);
-    }
-    // with constants in the place of these two the loop over candidates becomes vector code
-    let count = tried.len();
-    let trials = match (params.scale_dtype, params.symmetric) {
-        (BF16, 1) => Trials::of::<BF16, 1>(params, low, high, &numbers, count),
-        (BF16, _) => Trials::of::<BF16, 0>(params, low, high, &numbers, count),
-        (F16, 1) => Trials::of::<F16, 1>(params, low, high, &numbers, count),
-        (F16, _) => Trials::of::<F16, 0>(params, low, high, &numbers, count),
-        (_, 1) => Trials::of::<F32, 1>(params, low, high, &numbers, count),
-        (_, _) => Trials::of::<F32, 0>(params, low, high, &numbers, count),
-    };
     let four = params.bits == 4;
     let unit = f32::from_bits(div_rn(if four { 0x4600_0000 } else { 0x4700_0000 }, absmax)); // 2^13 or 2^15
     for chunk in 0..params.chunks_per_group {
         let span = params.chunk_of(group, chunk);
         let length = span.len();
         normalise(params, &b.input, span, unit, &mut normal[..length]);
-        let at = (group * params.chunks_per_group + chunk) * params.candidates + tried.start;
-        let sums = &mut b.counts[2 * at as usize..][..2 * tried.len()];
+        let at = (group * params.chunks_per_group + chunk) * params.candidates + first;
+        let sums = &mut b.counts[2 * at as usize..][..2 * lanes.len()];
         let sums = sums.as_chunks_mut::<2>().0;
         let mut i = 0;
-        while i < tried.len() {
-            let alike = |list: &[i32; TRIALS]| list[i] == list[(i + 1).min(tried.len() - 1)];
-            let pair = i + 1 < tried.len() && alike(&trials.steps) && alike(&trials.inverses);
+        while i < lanes.len() {
+            let at = lanes.start + i;
+            let next = (at + 1).min(lanes.end - 1);
+            let alike = |list: &[i32; TRIALS]| list[at] == list[next];
+            let pair = next > at && alike(&trials.steps) && alike(&trials.inverses);
             let found = match (four, pair) {
-                (true, true) => squared_errors_16(&normal[..length], &trials, [i, i + 1]),
-                (true, false) => [squared_errors_16(&normal[..length], &trials, [i])[0], 0],
-                (false, _) => [squared_error(&normal[..length], &trials, i), 0],
+                (true, true) => squared_errors_16(&normal[..length], trials, [at, next]),
+                (true, false) => [squared_errors_16(&normal[..length], trials, [at])[0], 0],
+                (false, _) => [squared_error(&normal[..length], trials, at), 0],
             };
-            for (j, sum) in found.into_iter().enumerate().take(if four && pair { 2 } else { 1 }) {
+            let evaluated = if four && pair { 2 } else { 1 };
+            for (sums, sum) in sums[i..].iter_mut().zip(found).take(evaluated) {
                 // what does not fit is never the best
-                let sum = if trials.steps[i] == 0 { (length as u64) << 30 } else { sum };
-                sums[i + j] = [sum as u32, (sum >> 32) as u32];
+                let sum = if trials.steps[at] == 0 { (length as u64) << 30 } else { sum };
+                *sums = [sum as u32, (sum >> 32) as u32];
             }
-            i += if four && pair { 2 } else { 1 };
+            i += evaluated;
         }
     }
 }
