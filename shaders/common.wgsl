@@ -253,28 +253,26 @@ fn candidate(low: u32, high: u32, number: u32) -> QParams {
   return QParams(scale, min(params.qmin + i32(offset), params.qmax));
 }
 
-// The number of coarse candidate i of a tile.
-fn coarse_number(i: u32) -> u32 {
+// The number of coarse candidate i of a group. The lowest code is for its largest weights, if scales may be negative.
+fn coarse_number(group: u32, i: u32) -> u32 {
   if (params.symmetric == 0u) { return 4u * i; }
   if (i == 0u) { return 0u; }
-  let place = select(i - 1u, (i - 1u) >> 1u, params.both_signs == 1u);
-  let number = 1u + 2u * select(4u * place + 3u, 8u * place + 6u, params.bits == 4u);
-  return number + select(0u, (i - 1u) & 1u, params.both_signs == 1u);
+  return 1u + 2u * select(4u * i - 1u, 8u * i - 2u, params.bits == 4u) + sign_of(group);
 }
+fn sign_of(group: u32) -> u32 { return u32(params.both_signs == 1u && range_high(group) > range_low(group)); }
 
 // The number of fine candidate f: so many steps from the best coarse one towards the better of its neighbours.
 fn fine_number(group: u32, best: u32, f: u32) -> u32 {
-  let stride = 1u + params.both_signs;
   let whole = params.symmetric == 1u && best == 0u;
   // the whole range, at 7.5, lies between the first two; at 127.5 before the second
-  let below = coarse_sum(group, select(best - stride, 1u, whole));
-  let above = coarse_sum(group, best + select(stride, 1u + stride, whole));
+  let below = coarse_sum(group, select(best - 1u, 1u, whole));
+  let above = coarse_sum(group, select(best + 1u, 2u, whole));
   let down = (below.y < above.y || (below.y == above.y && below.x < above.x)) && !(whole && params.bits == 8u);
   let steps = select(1 + i32(f), -1 - i32(f), down);
-  let number = i32(coarse_number(best));
-  if (params.symmetric == 0u) { return u32(number + steps); }
-  if (params.bits == 4u) { return u32(select(number, 21, whole) + 4 * steps); }
-  return u32(select(number, 7, whole) + 2 * steps);
+  if (params.symmetric == 0u) { return u32(i32(4u * best) + steps); }
+  let four = params.bits == 4u;
+  let number = select(coarse_number(group, best), select(7u, 21u, four) + sign_of(group), whole);
+  return u32(i32(number) + select(2, 4, four) * steps);
 }
 
 fn coarse_sum(group: u32, i: u32) -> vec2<u32> {
@@ -311,7 +309,7 @@ fn best_of(group: u32, count: u32) -> u32 {
 // The number of the candidate with the smallest sum.
 fn best_number(group: u32) -> u32 {
   let best = best_of(group, params.candidates);
-  if (best < max(params.coarse, 1u)) { return coarse_number(best); }
+  if (best < max(params.coarse, 1u)) { return coarse_number(group, best); }
   return fine_number(group, best_of(group, params.coarse), best - params.coarse);
 }
 

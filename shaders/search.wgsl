@@ -6,5 +6,6 @@ fn search(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) 
   let thread = flat_index(workgroup, workgroups, local);
   let tried = params.coarse;
   if (thread >= params.chunks * tried) { return; }
-  try_candidate(thread / tried, thread % tried, coarse_number(thread % tried));
+  let chunk = thread / tried;
+  try_candidate(chunk, thread % tried, coarse_number(chunk / params.chunks_per_group, thread % tried));
 }

@@ -173,13 +173,12 @@ impl TileParams {
     /// Sets the number of scales that the search for the least squared error tries, for groups of so many weights (which
     /// may be more than the tile has).
     pub fn with_search(mut self, both_signs: bool, group_len: usize) -> Self {
-        let signs = if both_signs { 2 } else { 1 };
         self.both_signs = (both_signs && self.symmetric == 1).into();
         self.coarse = match (self.symmetric, self.bits) {
             (0, _) => 7,
-            (_, 4) if group_len <= 256 => 1 + 5 * signs,
-            (_, 4) => 1 + 8 * signs,
-            (_, _) => 1 + 9 * signs,
+            (_, 4) if group_len <= 256 => 6,
+            (_, 4) => 9,
+            (_, _) => 10,
         };
         self.candidates = self.coarse + 3;
         self

@@ -87,7 +87,7 @@ fn qparams(params: &TileParams, b: &mut TileBuffers) {
         }
         let mut numbers = [0; TOGETHER];
         for (group, number) in (first..last).zip(&mut numbers) {
-            *number = best_number(params, &b.counts, group);
+            *number = best_number(params, &b.ranges, &b.counts, group);
         }
         chosen::<true>(params, ranges, &numbers, scales, zero_points);
     }

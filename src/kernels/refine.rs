@@ -1,7 +1,7 @@
 //! Squared error of the candidates between the best coarse one of a group and the better of its neighbours, on every
 //! chunk: three fine steps (c by 1/4 at 4 bits, by 1 at 8; 1/64 of the range), after the coarse ones in `counts`.
 //!
-//! At 4 bits and groups of 128 coarse and fine together lose 0.03 dB against every step of 1/8. The arithmetic is that of
+//! At 4 bits and groups of 128 coarse and fine together lose 0.04 dB against every step of 1/8. The arithmetic is that of
 //! [`super::search`]. Twin: `shaders/refine.wgsl`.
 
 use super::{Binding, Kernel, TileBuffers, TileParams, search::try_candidates};

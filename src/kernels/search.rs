@@ -2,8 +2,9 @@
 //! (`counts[chunk][candidate] = [low, high]`); [`super::refine`] then tries what lies around the best.
 //!
 //! Candidate 0 is the whole range. Symmetric ones divide absmax by c: 7, 8, … 14 at 4 bits (… 11 for groups of at most 256
-//! weights, whose best c lies lower), 127, 131, … 159 at 8, with both signs if the tile says so. Asymmetric ones shrink the
-//! range to n/64: 60, 56, … 40.
+//! weights, whose best c lies lower), 127, 131, … 159 at 8. If the tile allows negative scales the lowest code, which has
+//! no counterpart, goes to the side that reaches further: the other sign is better in few groups, and by little (0.006 dB
+//! of all at most, for weights of several distributions). Asymmetric ones shrink the range to n/64: 60, 56, … 40.
 //!
 //! A group is normalised to integers of 13 bits (15 at 8 bits) and a candidate's scale to a step on the same grid (with 4
 //! more bits at 8); codes and reconstructions are products of integers, at 4 bits of 16 bits, so the choice is the same on
@@ -36,38 +37,43 @@ fn search(params: &TileParams, b: &mut TileBuffers) {
     try_candidates(params, b, 0..params.coarse);
 }
 
+/// The sign bit of a group's scale: set if the lowest code is for its largest weights.
+#[inline(always)]
+fn sign_of(params: &TileParams, ranges: &[u32], group: usize) -> u32 {
+    let [low, high] = [0, 1].map(|side| widened(ranges[2 * group + side]));
+    (params.both_signs == 1 && high > low).into()
+}
+
 /// The number, as [`candidate`] knows it, of coarse candidate `i` of a tile.
 #[inline(always)]
-fn coarse_number(params: &TileParams, i: u32) -> u32 {
+fn coarse_number(params: &TileParams, i: u32, sign: u32) -> u32 {
     if params.symmetric == 0 {
         return 4 * i;
     }
     if i == 0 {
         return 0;
     }
-    let j = i - 1;
-    let (place, sign) = if params.both_signs == 1 { (j >> 1, j & 1) } else { (j, 0) };
-    let place = if params.bits == 4 { 8 * place + 6 } else { 4 * place + 3 };
+    let place = if params.bits == 4 { 8 * (i - 1) + 6 } else { 4 * (i - 1) + 3 };
     1 + 2 * place + sign
 }
 
 /// The number of fine candidate `f`: so many steps from the best coarse one, `best`, towards the better of its
 /// neighbours.
 #[inline(always)]
-fn fine_number(params: &TileParams, sums: &[u64], best: u32, f: u32) -> u32 {
-    let stride = 1 + params.both_signs;
+fn fine_number(params: &TileParams, sums: &[u64], best: u32, f: u32, sign: u32) -> u32 {
     let whole = params.symmetric == 1 && best == 0;
     // the whole range, at 7.5, lies between the first two; at 127.5 before the second
-    let (below, above) = if whole { (1, 1 + stride) } else { (best.wrapping_sub(stride), best + stride) };
+    let (below, above) = if whole { (1, 2) } else { (best.wrapping_sub(1), best + 1) };
     let first = params.symmetric;
     let sum = |i: u32| if (first..params.coarse).contains(&i) { sums[i as usize] } else { u64::MAX };
     let down = sum(below) < sum(above) && !(whole && params.bits == 8);
     let steps = if down { -1 - f as i32 } else { 1 + f as i32 };
-    let number = coarse_number(params, best) as i32;
+    let number = coarse_number(params, best, sign) as i32;
+    let sign = sign as i32;
     match (params.symmetric, params.bits) {
         (0, _) => (number + steps) as u32,
-        (_, 4) => (if whole { 1 + 2 * 10 } else { number } + 4 * steps) as u32,
-        (_, _) => (if whole { 1 + 2 * 3 } else { number } + 2 * steps) as u32,
+        (_, 4) => (if whole { 1 + 2 * 10 + sign } else { number } + 4 * steps) as u32,
+        (_, _) => (if whole { 1 + 2 * 3 + sign } else { number } + 2 * steps) as u32,
     }
 }
 
@@ -94,17 +100,18 @@ fn least(sums: &[u64]) -> u32 {
 
 /// The number of the candidate with the smallest sum in a group, the first of equals; 0 if there are none.
 #[inline(always)]
-pub(super) fn best_number(params: &TileParams, counts: &[u32], group: usize) -> u32 {
+pub(super) fn best_number(params: &TileParams, ranges: &[u32], counts: &[u32], group: usize) -> u32 {
     let sums = sums_of(params, counts, group, params.candidates);
+    let sign = sign_of(params, ranges, group);
     let best = least(&sums[..params.candidates as usize]);
     match best.checked_sub(params.coarse) {
-        Some(f) if params.coarse > 0 => fine_number(params, &sums, least(&sums[..params.coarse as usize]), f),
-        _ => coarse_number(params, best),
+        Some(f) => fine_number(params, &sums, least(&sums[..params.coarse as usize]), f, sign),
+        None => coarse_number(params, best, sign),
     }
 }
 
 /// Most candidates that there are.
-const MOST: usize = 64;
+const MOST: usize = 16;
 /// Candidates that are prepared together, of as many groups as they are enough for: a whole number of vectors.
 const TRIALS: usize = 64;
 /// Candidates that are prepared at a time.
@@ -191,13 +198,16 @@ pub(super) fn try_candidates(params: &TileParams, b: &mut TileBuffers, candidate
             if !(MIN_SEARCH..INFINITY).contains(&low.max(high)) {
                 (low, high) = (0x3f80_0000, 0x3f80_0000); // left out below
             }
+            let sign = sign_of(params, &b.ranges, group as usize);
             let numbers = &mut tried.numbers[at..at + count];
             if candidates.start == 0 {
-                (0..).zip(numbers).for_each(|(i, number)| *number = coarse_number(params, i));
+                (0..).zip(numbers).for_each(|(i, number)| *number = coarse_number(params, i, sign));
             } else {
                 let sums = sums_of(params, &b.counts, group as usize, params.coarse);
                 let best = least(&sums[..params.coarse as usize]);
-                (0..).zip(numbers).for_each(|(f, number)| *number = fine_number(params, &sums, best, f));
+                (0..)
+                    .zip(numbers)
+                    .for_each(|(f, number)| *number = fine_number(params, &sums, best, f, sign));
             }
             tried.low[at..at + count].fill(low);
             tried.high[at..at + count].fill(high);
@@ -243,24 +253,15 @@ fn evaluate(
         let at = (group * params.chunks_per_group + chunk) * params.candidates + first;
         let sums = &mut b.counts[2 * at as usize..][..2 * lanes.len()];
         let sums = sums.as_chunks_mut::<2>().0;
-        let mut i = 0;
-        while i < lanes.len() {
-            let at = lanes.start + i;
-            let next = (at + 1).min(lanes.end - 1);
-            let alike = |list: &[i32; TRIALS]| list[at] == list[next];
-            let pair = next > at && alike(&trials.steps) && alike(&trials.inverses);
-            let found = match (four, pair) {
-                (true, true) => squared_errors_16(&normal[..length], trials, [at, next]),
-                (true, false) => [squared_errors_16(&normal[..length], trials, [at])[0], 0],
-                (false, _) => [squared_error(&normal[..length], trials, at), 0],
+        for (at, sum) in lanes.clone().zip(sums) {
+            let found = if trials.steps[at] == 0 {
+                (length as u64) << 30 // what does not fit is never the best
+            } else if four {
+                squared_error_16(&normal[..length], trials, at)
+            } else {
+                squared_error(&normal[..length], trials, at)
             };
-            let evaluated = if four && pair { 2 } else { 1 };
-            for (sums, sum) in sums[i..].iter_mut().zip(found).take(evaluated) {
-                // what does not fit is never the best
-                let sum = if trials.steps[at] == 0 { (length as u64) << 30 } else { sum };
-                *sums = [sum as u32, (sum >> 32) as u32];
-            }
-            i += evaluated;
+            *sum = [found as u32, (found >> 32) as u32];
         }
     }
 }
@@ -280,36 +281,25 @@ fn normalise(params: &TileParams, input: &[u32], span: Range<usize>, unit: f32, 
 /// Weights whose squares fit 32 bits together: each differs by less than 2^12.5.
 const BLOCK: usize = 128;
 
-/// Sums at 4 bits, of candidates that differ in nothing but bounds: every number fits 16 bits, and every operation is one
-/// that vector units have for them.
+/// The sum at 4 bits: every number fits 16 bits, and every operation is one that vector units have for them.
 #[inline(always)]
-fn squared_errors_16<const N: usize>(normal: &[i16], trials: &Trials, which: [usize; N]) -> [u64; N] {
-    let scale = [trials.steps[which[0]] as i16, trials.inverses[which[0]] as i16];
-    let bounds = which.map(|i| [trials.lowest[i] as i16, trials.highest[i] as i16]);
+fn squared_error_16(normal: &[i16], trials: &Trials, i: usize) -> u64 {
+    let trial = [&trials.steps, &trials.inverses, &trials.lowest, &trials.highest].map(|list| list[i] as i16);
     let (blocks, rest) = normal.as_chunks::<BLOCK>();
-    let mut sums = [0; N];
-    for block in blocks {
-        let parts = block_errors(block, scale, bounds);
-        (0..N).for_each(|i| sums[i] += u64::from(parts[i]));
-    }
-    let parts = block_errors(rest, scale, bounds);
-    (0..N).for_each(|i| sums[i] += u64::from(parts[i]));
-    sums
+    let whole: u64 = blocks.iter().map(|block| u64::from(block_error(block, trial))).sum();
+    whole + u64::from(block_error(rest, trial))
 }
 
 #[inline(always)]
-fn block_errors<const N: usize>(block: &[i16], [step, inverse]: [i16; 2], bounds: [[i16; 2]; N]) -> [u32; N] {
-    let mut sums = [0i32; N];
+fn block_error(block: &[i16], [step, inverse, lowest, highest]: [i16; 4]) -> u32 {
+    let mut sum = 0i32;
     for &x in block {
         let quotient = ((i32::from(x) * i32::from(inverse)) >> 16) as i16; // in 1/128
-        let rounded = quotient.wrapping_add(64) >> 7;
-        for (sum, [lowest, highest]) in sums.iter_mut().zip(bounds) {
-            let code = rounded.max(lowest).min(highest);
-            let difference = i32::from(x.wrapping_sub(code.wrapping_mul(step)));
-            *sum = sum.wrapping_add(difference * difference);
-        }
+        let code = (quotient.wrapping_add(64) >> 7).max(lowest).min(highest);
+        let difference = i32::from(x.wrapping_sub(code.wrapping_mul(step)));
+        sum = sum.wrapping_add(difference * difference);
     }
-    sums.map(|sum| sum as u32)
+    sum as u32
 }
 
 /// The sum at any number of bits.
