@@ -17,6 +17,7 @@ use crate::tensor::{TensorInfo, View};
 
 mod checksum;
 mod destination;
+mod gathered;
 mod gguf;
 mod layout;
 mod memory;
@@ -33,6 +34,7 @@ pub use profiled::ProfiledOutput;
 
 use checksum::Checksum;
 use destination::Staging;
+use gathered::Gathered;
 use layout::Placed;
 
 /// Takes the bytes of output tensors, numbered by file and tensor.
@@ -57,6 +59,8 @@ pub trait Output {
 pub struct Writer {
     // Before `staging`, as files must be closed before Windows lets them be removed.
     handles: Handles,
+    /// Small writes that wait for their neighbours.
+    gathered: Gathered,
     files: Vec<Vec<Slot>>,
     /// What closes each file, if it is an archive.
     archives: Vec<Option<torch::Archive>>,
@@ -92,7 +96,9 @@ impl Writer {
             if !names.insert(layout.path()) {
                 return Err(Error::format(&layout.name, "is the name of two output files"));
             }
-            if let Some(twice) = layout.tensors.iter().find(|t| !tensors.insert((&layout.folder, &t.name))) {
+            // those of one file were looked at already
+            let mut others = layout.tensors.iter().filter(|_| files.len() > 1);
+            if let Some(twice) = others.find(|t| !tensors.insert((&layout.folder, &t.name))) {
                 let what = format!("tensor `{}` is also in another output file", twice.name);
                 return Err(Error::format(&layout.name, what));
             }
@@ -146,7 +152,8 @@ impl Writer {
         };
         let files = files.into_iter().zip(&placed).map(slots).collect();
         let archives = placed.into_iter().map(|p| p.archive).collect();
-        Ok(Writer { handles: Handles::new(paths, true), files, archives, staging })
+        let handles = Handles::new(paths, true);
+        Ok(Writer { handles, gathered: Gathered::default(), files, archives, staging })
     }
 
     /// Adds a small file, such as `config.json` or the index, to an output directory.
@@ -174,6 +181,7 @@ impl Writer {
                 return Err(self.misuse(&slot.name, what));
             }
         }
+        self.flush()?;
         for (file, archive) in self.archives.iter().enumerate() {
             if let Some(archive) = archive {
                 let crcs: Vec<u32> =
@@ -229,7 +237,14 @@ impl Writer {
         written.map_err(Error::io("write", self.handles.path(file)))
     }
 
+    /// Writes what waits for its neighbours.
+    fn flush(&self) -> Result<()> {
+        self.gathered.flush(|file, at, bytes| self.put(file, at, bytes))
+    }
+
+    /// Reads what was written, also what waits to be.
     fn get(&self, file: usize, at: u64, out: &mut [u8]) -> Result<()> {
+        self.flush()?;
         let read = self.handles.get(file).and_then(|handle| read_at(&handle, at, out));
         read.map_err(Error::io("read", self.handles.path(file)))
     }
@@ -251,7 +266,7 @@ impl Output for Writer {
             return Err(self.misuse(&slot.name, what));
         }
         let _shared = slot.gate.read().unwrap_or_else(PoisonError::into_inner);
-        self.put(file, slot.start + byte_offset, bytes)?;
+        self.gathered.add(file, slot.start + byte_offset, bytes, |f, at, run| self.put(f, at, run))?;
         if let Some(checksum) = &slot.checksum {
             checksum.add(byte_offset, bytes);
         }
