@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use fs4::FileExt;
 
@@ -17,6 +17,7 @@ use crate::tensor::{TensorInfo, View};
 
 mod checksum;
 mod destination;
+mod early;
 mod gathered;
 mod gguf;
 mod layout;
@@ -34,6 +35,7 @@ pub use profiled::ProfiledOutput;
 
 use checksum::Checksum;
 use destination::Staging;
+use early::Early;
 use gathered::Gathered;
 use layout::Placed;
 
@@ -58,7 +60,8 @@ pub trait Output {
 #[derive(Debug)]
 pub struct Writer {
     // Before `staging`, as files must be closed before Windows lets them be removed.
-    handles: Handles,
+    early: Early,
+    handles: Arc<Handles>,
     /// Small writes that wait for their neighbours.
     gathered: Gathered,
     files: Vec<Vec<Slot>>,
@@ -152,8 +155,14 @@ impl Writer {
         };
         let files = files.into_iter().zip(&placed).map(slots).collect();
         let archives = placed.into_iter().map(|p| p.archive).collect();
-        let handles = Handles::new(paths, true);
-        Ok(Writer { handles, gathered: Gathered::default(), files, archives, staging })
+        Ok(Writer {
+            early: Early::default(),
+            handles: Arc::new(Handles::new(paths, true)),
+            gathered: Gathered::default(),
+            files,
+            archives,
+            staging,
+        })
     }
 
     /// Adds a small file, such as `config.json` or the index, to an output directory.
@@ -189,6 +198,7 @@ impl Writer {
                 archive.closing(&crcs).iter().try_for_each(|(at, bytes)| self.put(file, *at, bytes))?;
             }
         }
+        self.early.finish()?;
         let Writer { handles, staging, .. } = self;
         drop(handles);
         staging.publish()
@@ -234,7 +244,9 @@ impl Writer {
 
     fn put(&self, file: usize, at: u64, bytes: &[u8]) -> Result<()> {
         let written = self.handles.get(file).and_then(|handle| write_at(&handle, at, bytes));
-        written.map_err(Error::io("write", self.handles.path(file)))
+        written.map_err(Error::io("write", self.handles.path(file)))?;
+        self.early.wrote(&self.handles, file, bytes.len());
+        Ok(())
     }
 
     /// Writes what waits for its neighbours.
