@@ -335,3 +335,60 @@ impl Backend for CpuBackend {
         self.profile = profile;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::minmax;
+
+    /// A tile whose one range is found; its largest weight is its tag.
+    fn submit(backend: &mut CpuBackend, tag: u64, elements: u32) {
+        let params =
+            TileParams { channel_len: elements, ..Default::default() }.with_groups(elements, elements);
+        let kernels = vec![&minmax::KERNEL];
+        let pass = Pass { params, kernels, preload: vec![], wants: &[Binding::Ranges] };
+        let fill = &mut |bytes: &mut [u8]| {
+            bytes.fill(0);
+            bytes[..4].copy_from_slice(&(tag as f32).to_le_bytes());
+            Ok(())
+        };
+        backend.submit(Tile::one(tag, 4 * elements as usize, pass), fill).unwrap();
+    }
+
+    fn collect(backend: &mut CpuBackend) -> Option<u64> {
+        let mut found = None;
+        backend
+            .collect(&mut |tile, results| {
+                let most = results[0].get(Binding::Ranges)[1];
+                assert_eq!(crate::kernels::arithmetic::unordered(most), (tile.tag as f32).to_bits());
+                found = Some(tile.tag);
+                Ok(())
+            })
+            .unwrap();
+        found
+    }
+
+    #[test]
+    fn small_tiles_share_tasks_and_come_back_in_order() {
+        let mut backend = CpuBackend::new();
+        let mut count = 0;
+        while backend.has_room() {
+            count += 1;
+            submit(&mut backend, count, 1 << 10);
+        }
+        assert_eq!(backend.in_flight(), count as usize);
+        assert!(backend.in_flight() >= SMALL_TILES && backend.running.len() < SMALL_TILES / 4);
+        // those that wait for others do not wait for ever, nor do large ones wait
+        for tag in 1..=count {
+            assert_eq!(collect(&mut backend), Some(tag));
+        }
+        assert_eq!((collect(&mut backend), backend.in_flight()), (None, 0));
+        let whole = (TASK_BYTES / 4) as u32;
+        (0..3).for_each(|tag| submit(&mut backend, tag, whole));
+        assert_eq!(backend.running.len(), 3);
+        while backend.finished().is_none() {
+            std::thread::yield_now();
+        }
+        assert_eq!(collect(&mut backend), Some(0));
+    }
+}
