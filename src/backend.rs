@@ -128,19 +128,24 @@ pub trait Backend {
     fn set_profile(&mut self, profile: Option<Profile>);
 }
 
-/// Runs the Rust twins, a tile a task, on all cores.
+/// Runs the Rust twins, a tile a task, or several small ones, on all cores.
 pub struct CpuBackend {
     threads: usize,
     spare: Vec<TileBuffers>,
-    running: VecDeque<mpsc::Receiver<Finished>>,
-    /// The oldest tile, if it was found finished.
-    first: Option<Finished>,
-    /// Bytes of input in flight.
-    bytes: usize,
+    /// Tiles that wait for others, to go to a core together.
+    waiting: Vec<Filled>,
+    /// Tasks that cores have, oldest first.
+    running: VecDeque<mpsc::Receiver<Vec<Finished>>>,
+    /// Tiles that are older than those, and finished.
+    finished: VecDeque<Finished>,
+    /// Tiles in flight, and their bytes of input.
+    in_flight: (usize, usize),
     dispatches: Dispatches,
     profile: Option<Profile>,
 }
 
+/// A tile and its buffers.
+type Filled = (Tile, Vec<TileBuffers>);
 /// A tile, its buffers, and when they were ready.
 type Finished = (Tile, Vec<TileBuffers>, Instant);
 
@@ -149,6 +154,8 @@ const CPU_TILE_BYTES: usize = 512 << 10;
 
 /// Most tiles in flight, where they are small.
 const SMALL_TILES: usize = 64;
+/// Bytes of input that are worth a task: handing it over and back costs a small part of what it computes.
+const TASK_BYTES: usize = CPU_TILE_BYTES / 2;
 
 impl CpuBackend {
     /// On all cores (RAYON_NUM_THREADS limits them).
@@ -156,11 +163,48 @@ impl CpuBackend {
         CpuBackend {
             threads: rayon::current_num_threads(),
             spare: Vec::new(),
+            waiting: Vec::new(),
             running: VecDeque::new(),
-            first: None,
-            bytes: 0,
+            finished: VecDeque::new(),
+            in_flight: (0, 0),
             dispatches: Dispatches::new(),
             profile: None,
+        }
+    }
+
+    /// Hands the tiles that wait to a core, as one task.
+    fn start(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let (sender, receiver) = mpsc::sync_channel(1);
+        self.running.push_back(receiver);
+        let (tiles, profile) = (std::mem::take(&mut self.waiting), self.profile.clone());
+        rayon::spawn(move || {
+            let run = |(tile, mut buffers): Filled| {
+                let names = tile.kernels().map(|kernel| kernel.name);
+                let span = profile.as_ref().map(|profile| profile.kernels(tile.tag, names, tile.input_bytes));
+                run_passes(&tile, &mut buffers);
+                drop(span);
+                (tile, buffers, Instant::now())
+            };
+            let _ = sender.send(tiles.into_iter().map(run).collect()); // nobody waits any more after an error elsewhere
+        });
+    }
+
+    /// Takes up the oldest task, if it is finished. What waits is started if not, as nobody adds to it now.
+    fn look(&mut self) -> std::result::Result<(), mpsc::TryRecvError> {
+        let found = self.running.front().map_or(Err(mpsc::TryRecvError::Empty), |oldest| oldest.try_recv());
+        match found {
+            Ok(tiles) => {
+                self.running.pop_front();
+                self.finished.extend(tiles);
+                Ok(())
+            }
+            Err(e) => {
+                self.start();
+                Err(e)
+            }
         }
     }
 }
@@ -218,8 +262,8 @@ impl Backend for CpuBackend {
 
     /// Small tiles wait in larger numbers: a worker is done with one before a thread can be woken for the next.
     fn has_room(&mut self) -> bool {
-        let waiting = self.running.len();
-        waiting < self.depth() || (waiting < SMALL_TILES && self.bytes < CPU_TILE_BYTES)
+        let (tiles, bytes) = self.in_flight;
+        tiles < self.depth() || (tiles < SMALL_TILES && bytes < self.depth() * CPU_TILE_BYTES)
     }
 
     fn submit(&mut self, tile: Tile, fill: Fill) -> Result<()> {
@@ -233,25 +277,26 @@ impl Backend for CpuBackend {
         for kernel in tile.kernels() {
             *self.dispatches.entry(kernel.name).or_default() += 1;
         }
-        self.bytes += tile.input_bytes;
-        let (sender, receiver) = mpsc::sync_channel(1);
-        self.running.push_back(receiver);
-        let profile = self.profile.clone();
-        rayon::spawn(move || {
-            let names = tile.kernels().map(|kernel| kernel.name);
-            let span = profile.as_ref().map(|profile| profile.kernels(tile.tag, names, tile.input_bytes));
-            run_passes(&tile, &mut buffers);
-            drop(span);
-            let _ = sender.send((tile, buffers, Instant::now())); // nobody waits any more after an error elsewhere
-        });
+        self.in_flight.0 += 1;
+        self.in_flight.1 += tile.input_bytes;
+        self.waiting.push((tile, buffers));
+        let bytes: usize = self.waiting.iter().map(|(tile, _)| tile.input_bytes).sum();
+        // where nothing runs, a core is idle
+        if bytes >= TASK_BYTES || self.running.is_empty() {
+            self.start();
+        }
         Ok(())
     }
 
     fn collect(&mut self, take: Take) -> Result<bool> {
-        let Some(receiver) = self.running.pop_front() else { return Ok(false) };
-        let finished = self.first.take().map_or_else(|| receiver.recv(), Ok);
-        let (tile, buffers, _) =
-            finished.map_err(|_| Error::Device("a worker thread of the CPU backend failed".into()))?;
+        if self.finished.is_empty() && self.look().is_err() {
+            let Some(oldest) = self.running.pop_front() else { return Ok(false) };
+            let failed = |_| Error::Device("a worker thread of the CPU backend failed".into());
+            self.finished.extend(oldest.recv().map_err(failed)?);
+        }
+        let Some((tile, buffers, _)) = self.finished.pop_front() else { return Ok(false) };
+        self.in_flight.0 -= 1;
+        self.in_flight.1 -= tile.input_bytes;
         let mut all = Vec::with_capacity(tile.passes.len());
         for (pass, buffers) in tile.passes.iter().zip(&buffers) {
             let mut results = Results::default();
@@ -260,7 +305,6 @@ impl Backend for CpuBackend {
             }
             all.push(results);
         }
-        self.bytes -= tile.input_bytes;
         take(tile, &all)?;
         for buffers in buffers {
             // no more large ones than are in use at a time
@@ -272,18 +316,15 @@ impl Backend for CpuBackend {
     }
 
     fn finished(&mut self) -> Option<Instant> {
-        if self.first.is_none() {
-            match self.running.front()?.try_recv() {
-                Ok(finished) => self.first = Some(finished),
-                Err(mpsc::TryRecvError::Empty) => return None,
-                Err(mpsc::TryRecvError::Disconnected) => return Some(Instant::now()), // collect says why
-            }
+        // collect says why a task was lost
+        if self.finished.is_empty() && self.look() == Err(mpsc::TryRecvError::Disconnected) {
+            return Some(Instant::now());
         }
-        self.first.as_ref().map(|(.., when)| *when)
+        self.finished.front().map(|(.., when)| *when)
     }
 
     fn in_flight(&self) -> usize {
-        self.running.len()
+        self.in_flight.0
     }
 
     fn dispatches(&self) -> Dispatches {
@@ -292,5 +333,62 @@ impl Backend for CpuBackend {
 
     fn set_profile(&mut self, profile: Option<Profile>) {
         self.profile = profile;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::minmax;
+
+    /// A tile whose one range is found; its largest weight is its tag.
+    fn submit(backend: &mut CpuBackend, tag: u64, elements: u32) {
+        let params =
+            TileParams { channel_len: elements, ..Default::default() }.with_groups(elements, elements);
+        let kernels = vec![&minmax::KERNEL];
+        let pass = Pass { params, kernels, preload: vec![], wants: &[Binding::Ranges] };
+        let fill = &mut |bytes: &mut [u8]| {
+            bytes.fill(0);
+            bytes[..4].copy_from_slice(&(tag as f32).to_le_bytes());
+            Ok(())
+        };
+        backend.submit(Tile::one(tag, 4 * elements as usize, pass), fill).unwrap();
+    }
+
+    fn collect(backend: &mut CpuBackend) -> Option<u64> {
+        let mut found = None;
+        backend
+            .collect(&mut |tile, results| {
+                let most = results[0].get(Binding::Ranges)[1];
+                assert_eq!(crate::kernels::arithmetic::unordered(most), (tile.tag as f32).to_bits());
+                found = Some(tile.tag);
+                Ok(())
+            })
+            .unwrap();
+        found
+    }
+
+    #[test]
+    fn small_tiles_share_tasks_and_come_back_in_order() {
+        let mut backend = CpuBackend::new();
+        let mut count = 0;
+        while backend.has_room() {
+            count += 1;
+            submit(&mut backend, count, 1 << 10);
+        }
+        assert_eq!(backend.in_flight(), count as usize);
+        assert!(backend.in_flight() >= SMALL_TILES && backend.running.len() < SMALL_TILES / 4);
+        // those that wait for others do not wait for ever, nor do large ones wait
+        for tag in 1..=count {
+            assert_eq!(collect(&mut backend), Some(tag));
+        }
+        assert_eq!((collect(&mut backend), backend.in_flight()), (None, 0));
+        let whole = (TASK_BYTES / 4) as u32;
+        (0..3).for_each(|tag| submit(&mut backend, tag, whole));
+        assert_eq!(backend.running.len(), 3);
+        while backend.finished().is_none() {
+            std::thread::yield_now();
+        }
+        assert_eq!(collect(&mut backend), Some(0));
     }
 }

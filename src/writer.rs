@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use fs4::FileExt;
 
@@ -17,6 +17,8 @@ use crate::tensor::{TensorInfo, View};
 
 mod checksum;
 mod destination;
+mod early;
+mod gathered;
 mod gguf;
 mod layout;
 mod memory;
@@ -33,6 +35,8 @@ pub use profiled::ProfiledOutput;
 
 use checksum::Checksum;
 use destination::Staging;
+use early::Early;
+use gathered::Gathered;
 use layout::Placed;
 
 /// Takes the bytes of output tensors, numbered by file and tensor.
@@ -56,7 +60,10 @@ pub trait Output {
 #[derive(Debug)]
 pub struct Writer {
     // Before `staging`, as files must be closed before Windows lets them be removed.
-    handles: Handles,
+    early: Early,
+    handles: Arc<Handles>,
+    /// Small writes that wait for their neighbours.
+    gathered: Gathered,
     files: Vec<Vec<Slot>>,
     /// What closes each file, if it is an archive.
     archives: Vec<Option<torch::Archive>>,
@@ -92,7 +99,9 @@ impl Writer {
             if !names.insert(layout.path()) {
                 return Err(Error::format(&layout.name, "is the name of two output files"));
             }
-            if let Some(twice) = layout.tensors.iter().find(|t| !tensors.insert((&layout.folder, &t.name))) {
+            // those of one file were looked at already
+            let mut others = layout.tensors.iter().filter(|_| files.len() > 1);
+            if let Some(twice) = others.find(|t| !tensors.insert((&layout.folder, &t.name))) {
                 let what = format!("tensor `{}` is also in another output file", twice.name);
                 return Err(Error::format(&layout.name, what));
             }
@@ -146,7 +155,14 @@ impl Writer {
         };
         let files = files.into_iter().zip(&placed).map(slots).collect();
         let archives = placed.into_iter().map(|p| p.archive).collect();
-        Ok(Writer { handles: Handles::new(paths, true), files, archives, staging })
+        Ok(Writer {
+            early: Early::default(),
+            handles: Arc::new(Handles::new(paths, true)),
+            gathered: Gathered::default(),
+            files,
+            archives,
+            staging,
+        })
     }
 
     /// Adds a small file, such as `config.json` or the index, to an output directory.
@@ -174,6 +190,7 @@ impl Writer {
                 return Err(self.misuse(&slot.name, what));
             }
         }
+        self.flush()?;
         for (file, archive) in self.archives.iter().enumerate() {
             if let Some(archive) = archive {
                 let crcs: Vec<u32> =
@@ -181,6 +198,7 @@ impl Writer {
                 archive.closing(&crcs).iter().try_for_each(|(at, bytes)| self.put(file, *at, bytes))?;
             }
         }
+        self.early.finish()?;
         let Writer { handles, staging, .. } = self;
         drop(handles);
         staging.publish()
@@ -226,10 +244,19 @@ impl Writer {
 
     fn put(&self, file: usize, at: u64, bytes: &[u8]) -> Result<()> {
         let written = self.handles.get(file).and_then(|handle| write_at(&handle, at, bytes));
-        written.map_err(Error::io("write", self.handles.path(file)))
+        written.map_err(Error::io("write", self.handles.path(file)))?;
+        self.early.wrote(&self.handles, file, bytes.len());
+        Ok(())
     }
 
+    /// Writes what waits for its neighbours.
+    fn flush(&self) -> Result<()> {
+        self.gathered.flush(|file, at, bytes| self.put(file, at, bytes))
+    }
+
+    /// Reads what was written, also what waits to be.
     fn get(&self, file: usize, at: u64, out: &mut [u8]) -> Result<()> {
+        self.flush()?;
         let read = self.handles.get(file).and_then(|handle| read_at(&handle, at, out));
         read.map_err(Error::io("read", self.handles.path(file)))
     }
@@ -251,7 +278,7 @@ impl Output for Writer {
             return Err(self.misuse(&slot.name, what));
         }
         let _shared = slot.gate.read().unwrap_or_else(PoisonError::into_inner);
-        self.put(file, slot.start + byte_offset, bytes)?;
+        self.gathered.add(file, slot.start + byte_offset, bytes, |f, at, run| self.put(f, at, run))?;
         if let Some(checksum) = &slot.checksum {
             checksum.add(byte_offset, bytes);
         }

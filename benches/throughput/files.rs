@@ -3,7 +3,7 @@
 use crate::{
     sequences::{COLS, scheme},
     table::{Row, Sample, timed},
-    yardsticks::COPY,
+    yardsticks::{COPY, W4A16_SHARE},
 };
 use monoquant::{
     device::{self, Device},
@@ -18,7 +18,7 @@ use monoquant::{
 use std::{
     cell::{LazyCell, RefCell},
     fs::File,
-    io::Write,
+    io::{Read, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     rc::Rc,
@@ -26,6 +26,8 @@ use std::{
 
 const W4A16: &str = "w4a16 file to file, CPU";
 const ONE_GB: &str = "1 GB in tensors of 64 MiB";
+/// What a copying program would need for the same bytes: where it grows as well, it is the machine's.
+const ONE_GB_COPY: &str = "cp of 1 GB in tensors of 64 MiB, cut to w4a16's size, then fsync";
 const ONE_TENSOR: &str = "0.66 GB in one tensor";
 
 /// Made inputs, in a folder that goes when the program ends.
@@ -148,6 +150,26 @@ fn usual(preset: &'static str) -> Run {
     Run { preset, observer: Observer::MinMax, max_memory: Settings::default().max_memory }
 }
 
+/// Reads an input and writes as many bytes as w4a16 makes of it.
+fn copying<'a>(files: &Rc<Files>, bytes: usize) -> impl FnMut() -> Sample + 'a {
+    let files = files.clone();
+    move || {
+        let ((input, bytes), copied) = (files.input(bytes), files.fresh("copy"));
+        let mut block = vec![0; 4 << 20];
+        let mut copy = || {
+            let (mut from, mut to) = (File::open(&input)?, File::create(&copied)?);
+            loop {
+                match from.read(&mut block)? {
+                    0 => return to.sync_all(),
+                    // codes and scales of 1024 bytes of bf16 weights
+                    n => to.write_all(&block[..n / 1024 * W4A16_SHARE])?,
+                }
+            }
+        };
+        timed(bytes, || copy().expect("cp"))
+    }
+}
+
 /// Whole runs on the CPU, and how they grow.
 pub fn rows<'a>(files: &Rc<Files>, large: bool) -> Vec<Row<'a>> {
     const GB: usize = 1_000_000_000;
@@ -162,18 +184,21 @@ pub fn rows<'a>(files: &Rc<Files>, large: bool) -> Vec<Row<'a>> {
         row("w4a16 mse file to file, CPU", files, &cpu, mse, little).time_of(COPY, None),
         row("w4a16 file to file, CPU, --max-memory 128MiB", files, &cpu, small, all).time_of(W4A16, None),
         row(ONE_GB, files, &cpu, usual("w4a16"), |files| files.input(GB)),
+        Row::new(ONE_GB_COPY, copying(files, GB)),
     ];
     for &tenths in if large { &[1, 40, 160][..] } else { &[1, 40] } {
         let name = format!("{} GB in tensors of 64 MiB", tenths as f64 / 10.0);
         let input = move |files: &Files| files.input(tenths * GB / 10);
+        let copy = ONE_GB_COPY.replacen("1 GB in tensors of 64 MiB", &name, 1);
         rows.push(row(name, files, &cpu, usual("w4a16"), input).time_of(ONE_GB, None));
+        rows.push(Row::new(copy, copying(files, tenths * GB / 10)).time_of(ONE_GB_COPY, None));
     }
     let one = |files: &Files| files.tensors(10_000 << 16, 10_000 << 16);
     rows.push(row(ONE_TENSOR, files, &cpu, usual("w4a16"), one));
     for &count in if large { &[10_000, 100_000][..] } else { &[10_000] } {
         let name = format!("{count} tensors of 64 KiB");
         let input = move |files: &Files| files.tensors(count << 16, 1 << 16);
-        rows.push(row(name, files, &cpu, usual("w4a16"), input).time_of(ONE_TENSOR, None));
+        rows.push(row(name, files, &cpu, usual("w4a16"), input).time_of(ONE_TENSOR, 2.0));
     }
     rows
 }

@@ -18,6 +18,8 @@ pub const COPY: &str = "cp of the input, then fsync";
 pub const TORCH_INT8: &str = "plain torch, int8 a channel";
 pub const TORCH_INT4: &str = "plain torch, int4 groups of 128";
 
+/// Bytes of the result, of 1024 bytes of bf16 weights: codes and scales.
+pub const W4A16_SHARE: usize = 256 + 8;
 /// Bytes that are copied in memory: far more than a cache holds.
 const BLOCK: usize = 256 << 20;
 
@@ -59,8 +61,7 @@ pub fn rows<'a>(files: &Rc<Files>) -> Vec<Row<'a>> {
         Row::new("read of the input from page cache", cached),
         Row::new(COPY, copy),
     ];
-    // bytes of the result, of 1024 bytes of bf16 weights: codes and scales
-    for (name, share) in [("w8a8", 512), ("w4a16", 256 + 8)] {
+    for (name, share) in [("w8a8", 512), ("w4a16", W4A16_SHARE)] {
         let shared = files.clone();
         let write = move || {
             let path = shared.fresh("written");

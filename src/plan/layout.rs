@@ -72,10 +72,10 @@ pub(crate) fn lay_out(
 
 /// Gives the output's tensors their other names: in files of torch as more keys, elsewhere as a note in the file.
 pub(crate) fn tie(plan: &mut Plan, tied: &BTreeMap<String, String>, container: Container) {
+    plan.files.iter_mut().for_each(|file| file.container = container);
     // of several folders, each with the same names or parts of the same layers
     let mut places: HashMap<String, Vec<(usize, usize)>> = HashMap::new();
-    for (f, file) in plan.files.iter_mut().enumerate() {
-        file.container = container;
+    for (f, file) in plan.files.iter().enumerate().filter(|_| !tied.is_empty()) {
         for (t, info) in file.tensors.iter().enumerate() {
             places.entry(info.name.clone()).or_default().push((f, t));
         }

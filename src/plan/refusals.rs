@@ -44,7 +44,7 @@ pub(super) fn already_quantized(tensors: &[TensorInfo], config: Option<&Value>) 
 }
 
 pub(super) fn duplicates(stored: &[Stored]) -> Vec<String> {
-    let mut seen = HashSet::new();
+    let mut seen = HashSet::with_capacity(stored.iter().map(|s| s.parts.len()).sum());
     let names = stored.iter().flat_map(|s| s.parts.iter().map(|p| (p.folder, p.info.name.as_str())));
     names
         .filter(|name| !seen.insert(*name))

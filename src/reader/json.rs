@@ -14,6 +14,9 @@ use crate::error::{Error, Result};
 /// No JSON file that belongs to a checkpoint is larger than this; the bound keeps a hostile one from filling memory.
 pub(super) const LARGEST: u64 = 100_000_000;
 
+/// Keys that are compared with one another rather than looked up.
+const FEW: usize = 8;
+
 /// The entries of a JSON object in the order of the file. A repeated key is an error.
 ///
 /// serde_json would keep the last of two equal keys, and so hide that the file contradicts itself.
@@ -33,9 +36,18 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Unique<V>, A::Error> {
                 let mut seen = HashSet::new();
-                let mut entries = Vec::new();
+                let mut entries: Vec<(String, V)> = Vec::new();
                 while let Some(key) = map.next_key::<String>()? {
-                    if !seen.insert(key.clone()) {
+                    // a tensor's few fields are compared one by one: a set takes longer to make
+                    let repeated = if entries.len() < FEW {
+                        entries.iter().any(|(other, _)| *other == key)
+                    } else {
+                        if seen.is_empty() {
+                            seen.extend(entries.iter().map(|(other, _)| other.clone()));
+                        }
+                        !seen.insert(key.clone())
+                    };
+                    if repeated {
                         return Err(de::Error::custom(format!("`{key}` occurs twice")));
                     }
                     let value = map.next_value().map_err(|e| de::Error::custom(format!("`{key}`: {e}")))?;

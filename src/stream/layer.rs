@@ -144,16 +144,20 @@ impl Outgoing {
         zero_points: &[i8],
     ) -> Result<()> {
         let size = self.scale.size();
-        let mut bytes = Vec::with_capacity(scales.len() * size);
-        for &s in scales {
-            bytes.extend_from_slice(&narrow(s, self.scale as u32).to_le_bytes()[..size]);
-        }
-        stream.write(job, self.grid, Part::Scales, (first * size) as u64, &bytes)?;
+        let halves: Vec<u16>;
+        let bytes: &[u8] = match self.scale {
+            Float::F32 => bytemuck::cast_slice(scales),
+            half => {
+                halves = scales.iter().map(|&s| narrow(s, half as u32) as u16).collect();
+                bytemuck::cast_slice(&halves)
+            }
+        };
+        stream.write(job, self.grid, Part::Scales, (first * size) as u64, bytes)?;
         stream.write(job, self.grid, Part::ZeroPoints, first as u64, bytemuck::cast_slice(zero_points))?;
         if self.has(job, |part| part == Part::TransposedScales) {
             let end = first * size + bytes.len();
             self.scales.resize(self.scales.len().max(end), 0);
-            self.scales[first * size..end].copy_from_slice(&bytes);
+            self.scales[first * size..end].copy_from_slice(bytes);
         }
         if self.has(job, |part| matches!(part, Part::PackedZeroPoints(_))) {
             let end = first + zero_points.len();

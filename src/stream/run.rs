@@ -39,6 +39,8 @@ pub struct Run<'a> {
     /// In the plan's order.
     pub results: Vec<JobResult>,
     next_band: u64,
+    /// The job that was started last, and the most weights that a tile of it may have.
+    last: Option<(usize, usize)>,
 }
 
 impl<'a> Run<'a> {
@@ -50,6 +52,7 @@ impl<'a> Run<'a> {
             ready: VecDeque::new(),
             results: vec![JobResult::default(); stream.plan.jobs.len()],
             next_band: 0,
+            last: None,
         }
     }
 
@@ -73,7 +76,10 @@ impl<'a> Run<'a> {
             Work::Cast(_) | Work::QuantizeBlocks(_) | Work::DequantizeBlocks(..) => {}
         }
         let tiling = stream.tiling();
-        let bands = tiling.bands(job, tiling.max_elements(backend, job));
+        let last = self.last.filter(|&(last, _)| tiling.alike(&stream.plan.jobs[last], job));
+        let max = last.map_or_else(|| tiling.max_elements(backend, job), |(_, max)| max);
+        self.last = Some((number, max));
+        let bands = tiling.bands(job, max);
         state.bands = bands.len();
         self.states.insert(number, state);
         for band in bands {
@@ -288,10 +294,12 @@ pub(super) fn squares(pass: &Pass, results: &Results) -> Squares {
     let mut total = Squares { count: pass.params.elements.into(), ..Default::default() };
     let scales = results.get(Binding::Scales);
     let per_group = pass.params.chunks_per_group.max(1) as usize;
-    for (chunk, sums) in results.get(Binding::Errors).chunks_exact(2).enumerate() {
-        let s = f64::from(f32::from_bits(scales[chunk / per_group]));
-        total.signal += s * s * f64::from(f32::from_bits(sums[0]));
-        total.noise += s * s * f64::from(f32::from_bits(sums[1]));
+    for (&scale, chunks) in scales.iter().zip(results.get(Binding::Errors).chunks(2 * per_group)) {
+        let s = f64::from(f32::from_bits(scale));
+        for sums in chunks.chunks_exact(2) {
+            total.signal += s * s * f64::from(f32::from_bits(sums[0]));
+            total.noise += s * s * f64::from(f32::from_bits(sums[1]));
+        }
     }
     for &bound in results.get(Binding::Ranges) {
         let magnitude = f32::from_bits(crate::kernels::arithmetic::widened(bound));

@@ -3,7 +3,7 @@
 use crate::{
     backend::{Backend, Steps},
     kernels::{Binding, Lengths},
-    plan::{Job, Plan, Work},
+    plan::{Coded, Job, Plan, Work},
     sweeps::{Active, Kind},
     tensor::{Float, TensorInfo, View},
     tiles::{Band, Sweep, bands, pieces},
@@ -31,12 +31,34 @@ impl Tiling<'_> {
     /// The kernels of every tile that the backend will get, each with its input's dtype.
     pub fn steps(&self, backend: &dyn Backend) -> Steps {
         let mut steps = Steps::new();
+        let mut last = None;
         for job in &self.plan.jobs {
+            if last.replace(job).is_some_and(|last| self.alike(last, job)) {
+                continue;
+            }
             self.first_band(job, self.max_elements(backend, job), |active| {
                 steps.extend(active.tile(0, 0).steps());
             });
         }
         steps
+    }
+
+    /// Whether two jobs are cut the same way and take the same kernels, as most neighbours do.
+    pub fn alike(&self, a: &Job, b: &Job) -> bool {
+        let work = match (&a.work, &b.work) {
+            (Work::Dequantize(a), Work::Dequantize(b)) => {
+                let [a, b] = [a, b].map(|&i| &self.plan.coded[i]);
+                let Coded { bits, layout, rows, cols, group_len, output, .. } = *a;
+                (bits, layout, rows, cols, group_len, output)
+                    == (b.bits, b.layout, b.rows, b.cols, b.group_len, b.output)
+            }
+            (a, b) => a == b,
+        };
+        let view = |view: &View| (view.rows, view.cols, view.row_stride, view.col_stride);
+        let dtype = |job: &Job| self.tensors[job.source].dtype;
+        work && dtype(a) == dtype(b)
+            && view(&a.view) == view(&b.view)
+            && a.target.as_ref().map(view) == b.target.as_ref().map(view)
     }
 
     /// The most weights that a tile of this job may have.

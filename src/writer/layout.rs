@@ -82,7 +82,7 @@ impl FileLayout {
         if !is_name(&self.name) || !(self.folder.is_empty() || is_name(&self.folder)) {
             return Err(wrong("is not the name of a file".into()));
         }
-        let mut names = HashSet::new();
+        let mut names = HashSet::with_capacity(self.tensors.len() + self.aliases.len());
         let mut lengths = Vec::with_capacity(self.tensors.len());
         let aliases = self.aliases.iter().map(|(name, _)| name);
         if let Some(twice) = self.tensors.iter().map(|t| &t.name).chain(aliases).find(|n| !names.insert(*n)) {

@@ -1,5 +1,7 @@
 //! Layout of a safetensors file: the header and the place of every tensor, the same for equal inputs.
 
+use std::cmp::Reverse;
+
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
@@ -22,10 +24,12 @@ pub(super) fn place(layout: &FileLayout, lengths: &[u64]) -> Result<Placed, Stri
         return Err(format!("tensor `{}`: safetensors has no {}", foreign.name, foreign.dtype.torch_name()));
     }
     let mut order: Vec<usize> = (0..tensors.len()).collect();
-    order.sort_by(|&a, &b| {
-        let (a, b) = (&tensors[a], &tensors[b]);
-        b.dtype.size().cmp(&a.dtype.size()).then_with(|| a.name.cmp(&b.name))
-    });
+    let size = |&i: &usize| tensors[i].dtype.size();
+    order.sort_by_key(|i| Reverse(size(i)));
+    // names mostly come in order, which a sort of each size by itself can see
+    for same in order.chunk_by_mut(|a, b| size(a) == size(b)) {
+        same.sort_by(|&a, &b| tensors[a].name.cmp(&tensors[b].name));
+    }
     let mut spans = vec![(0, 0); lengths.len()];
     let mut end = 0u64;
     for &i in &order {

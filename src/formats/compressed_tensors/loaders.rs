@@ -26,21 +26,24 @@ pub fn notes(layers: &[&Layer], kept: &[String], model_types: &[String]) -> Vec<
     if stacked && experts.iter().any(|l| l.scheme.packed() && !l.scheme.symmetric) {
         notes.insert("transformers cannot load asymmetric experts of this model, with dequantize=True neither; symmetric ones load");
     }
-    if experts.windows(2).any(|w| arguments(&w[0].scheme) != arguments(&w[1].scheme)) {
+    if experts.windows(2).any(|w| differ(w[0], w[1])) {
         notes.insert("transformers decodes all experts by one group of the config: experts of different schemes load without a word and compute wrongly");
     }
     if is(&["t5", "mt5", "umt5", "longt5", "switch_transformers"]) && layers.iter().any(|l| l.scheme.packed())
     {
         notes.insert("transformers' T5 reads the weight of wo itself: packed layers load only with CompressedTensorsConfig(dequantize=True)");
     }
-    let differ = layers.windows(2).any(|w| arguments(&w[0].scheme) != arguments(&w[1].scheme));
-    if differ {
+    if layers.windows(2).any(|w| differ(w[0], w[1])) {
         notes.insert("transformers decodes every layer by one scheme when it loads with dequantize=True: mixed schemes compute wrongly that way; without it they load right");
     }
     let mut notes: Vec<String> = notes.into_iter().map(str::to_owned).collect();
-    let differ = |a: &Layer, b: &Layer| arguments(&a.scheme) != arguments(&b.scheme);
     notes.extend(shortened(fused::that_differ(layers, kept, differ)));
     notes
+}
+
+/// Whether the config says something else of these layers. Most have the same scheme, which costs nothing to see.
+fn differ(a: &Layer, b: &Layer) -> bool {
+    a.scheme != b.scheme && arguments(&a.scheme) != arguments(&b.scheme)
 }
 
 fn is_expert(layer: &Layer) -> bool {
