@@ -17,7 +17,7 @@ pub enum Observer {
     Histogram,
     /// The scale with the least squared error among a grid of clips of each group.
     Mse {
-        /// Whether negative scales are tried too, which lets the extreme weight land on qmin.
+        /// Whether scales may be negative, which lets the extreme weight land on qmin.
         both_signs: bool,
     },
 }
@@ -25,6 +25,11 @@ pub enum Observer {
 impl Observer {
     /// Names that `--observer` takes.
     pub const NAMES: [&'static str; 4] = ["minmax", "percentile", "histogram", "mse"];
+
+    /// What is used unless another is asked for: at 4 bits extremes cost more than clipping them.
+    pub const fn usual(bits: u32) -> Self {
+        if bits == 4 { Observer::Mse { both_signs: true } } else { Observer::MinMax }
+    }
 
     /// This observer's name.
     pub fn name(self) -> &'static str {

@@ -84,6 +84,9 @@ impl Changes {
                 scheme.activations = Activations::Float;
                 scheme.strategy =
                     if bits == 4 { Strategy::Group { group_size: GROUP } } else { Strategy::Channel };
+                if base.observer == Observer::usual(base.bits) {
+                    scheme.observer = Observer::usual(bits);
+                }
             }
             _ => {}
         }
@@ -108,7 +111,7 @@ impl Changes {
             scheme.observer = match name {
                 "percentile" => Observer::Percentile(PERCENTILE),
                 "histogram" => Observer::Histogram,
-                "mse" => Observer::Mse { both_signs: false },
+                "mse" => Observer::Mse { both_signs: true },
                 _ => Observer::MinMax,
             };
         }

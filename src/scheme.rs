@@ -159,7 +159,7 @@ const W4A16: Scheme = Scheme {
     bits: 4,
     symmetric: true,
     strategy: Strategy::Group { group_size: 128 },
-    observer: Observer::MinMax,
+    observer: Observer::usual(4),
     activations: Activations::Float,
 };
 

@@ -32,13 +32,13 @@ pub struct Quantize {
     /// Whether ranges are centred on zero
     #[arg(short, long)]
     scheme: Option<Symmetry>,
-    /// How ranges are found [default: minmax]
+    /// How ranges are found [default: mse for 4 bits, minmax for 8]
     #[arg(long, value_parser = PossibleValuesParser::new(Observer::NAMES))]
     observer: Option<String>,
     /// Percent of a channel's weights that the percentile observer keeps [default: 99.9]
     #[arg(long, value_name = "PERCENT")]
     percentile: Option<f64>,
-    /// Signs of the scale that the mse observer tries [default: any]
+    /// Signs that scales of the mse observer may have [default: any]
     #[arg(long)]
     scale_sign: Option<ScaleSign>,
     /// Which weights share a scale [default: group for 4 bits, channel for 8]
@@ -206,19 +206,19 @@ impl Quantize {
             (Some(StrategyName::Tensor), None) => Strategy::Tensor,
             (Some(StrategyName::Channel), None) => Strategy::Channel,
         };
-        scheme.observer = match self.observer.as_deref() {
-            Some("percentile") => {
+        let both_signs = !matches!(self.scale_sign, Some(ScaleSign::Positive));
+        scheme.observer = match (self.observer.as_deref(), scheme.observer) {
+            (Some("percentile"), _) => {
                 let percent = self.percentile.unwrap_or(99.9);
                 if !(50.0..=100.0).contains(&percent) {
                     return Err(Error::Usage(format!("--percentile {percent}: accepted is 50 to 100")));
                 }
                 Observer::Percentile(percent)
             }
-            Some("histogram") => Observer::Histogram,
-            Some("mse") => {
-                Observer::Mse { both_signs: !matches!(self.scale_sign, Some(ScaleSign::Positive)) }
-            }
-            _ => Observer::MinMax,
+            (Some("histogram"), _) => Observer::Histogram,
+            (Some("mse"), _) | (None, Observer::Mse { .. }) => Observer::Mse { both_signs },
+            (Some(_), _) => Observer::MinMax,
+            (None, usual) => usual,
         };
         let without_effect = [
             ("--percentile", "percentile", self.percentile.is_some()),
