@@ -28,7 +28,9 @@ fn quantize(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups
     found = QParams(scales[group], zero_points[group]);
   }
   let g = coder(found.scale, found.zero_point);
-  for (var chunk = 0u; chunk < params.chunks_per_group; chunk += 1u) {
+  // software runs a loop once more, with all threads idle, where it ends at its head
+  var chunk = 0u;
+  loop {
     var sum = vec2<f32>(0.0);
     if (there) {
       let start = group * params.group_len + chunk * params.chunk_len;
@@ -36,19 +38,25 @@ fn quantize(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups
       for (var v = start / 8u + lane; v < end / 8u; v += LANES) {
         let a = four_weights(v, 0u);
         let b = four_weights(v, 1u);
-        let codes_a = codes_of(a, g);
-        let codes_b = codes_of(b, g);
+        let quotients_a = bitcast<vec4<f32>>(a) * g.inverse;
+        let quotients_b = bitcast<vec4<f32>>(b) * g.inverse;
+        let codes_a = codes_of(a, quotients_a, g);
+        let codes_b = codes_of(b, quotients_b, g);
         let word_a = packed_codes(codes_a);
         let word_b = packed_codes(codes_b);
         // software runs both sides of a branch, and a store costs much there
         let four = params.bits == 4u;
         output[select(2u * v, v, four)] = word_a | select(0u, word_b << 16u, four);
         if (!four) { output[2u * v + 1u] = word_b; }
-        sum += squares(a, codes_a, g) + squares(b, codes_b, g);
+        sum += squares(quotients_a, codes_a, g) + squares(quotients_b, codes_b, g);
       }
     }
     sum = team_sum(sum, local);
     if (there && lane == 0u) { errors[group * params.chunks_per_group + chunk] = sum; }
+    continuing {
+      chunk += 1u;
+      break if chunk >= params.chunks_per_group;
+    }
   }
 }
 
@@ -63,10 +71,9 @@ fn seen(best: vec2<u32>, x: vec4<u32>) -> vec2<u32> {
 }
 
 // Sums for the SQNR, in units of the scale.
-fn squares(x: vec4<u32>, codes: vec4<f32>, g: Coder) -> vec2<f32> {
-  let q = quotients(x, g);
-  var d = q - (codes - f32(g.z));
-  // a product's rounding, where codes are exact
-  d = select(d, vec4<f32>(0.0), abs(d) < vec4<f32>(0.0001220703125));
+fn squares(q: vec4<f32>, codes: vec4<i32>, g: Coder) -> vec2<f32> {
+  var d = q - (bitcast<vec4<f32>>(codes) - g.shift);
+  // a product's rounding, where codes are exact (the CPU divides f32)
+  if (INPUT_DTYPE == F32) { d = select(d, vec4<f32>(0.0), abs(d) < vec4<f32>(0.0001220703125)); }
   return vec2<f32>(dot(q, q), dot(d, d));
 }
