@@ -59,8 +59,8 @@ pub fn rows<'a>(files: &Rc<Files>) -> Vec<Row<'a>> {
         Row::new("read of the input from page cache", cached),
         Row::new(COPY, copy),
     ];
-    // bytes of the result, of 1024 bytes of bf16 weights: codes and scales
-    for (name, share) in [("w8a8", 512), ("w4a16", 256 + 8)] {
+    for name in ["w8a8", "w4a16"] {
+        let share = result_bytes(name);
         let shared = files.clone();
         let write = move || {
             let path = shared.fresh("written");
@@ -79,6 +79,15 @@ pub fn rows<'a>(files: &Rc<Files>) -> Vec<Row<'a>> {
         rows.push(Row::new(format!("write of {name}'s result, then fsync (GB/s of its input)"), write));
     }
     rows
+}
+
+/// Bytes of a preset's result, of 1024 bytes of bf16 weights: codes, and scales where there are many.
+pub fn result_bytes(preset: &str) -> usize {
+    match preset {
+        "w8a8" => 512,
+        "w4a16" => 256 + 8,
+        other => panic!("no yardstick knows what {other} writes"),
+    }
 }
 
 /// Two blocks whose pages are there: memory that is touched for the first time costs far more.
