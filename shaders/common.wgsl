@@ -216,14 +216,20 @@ fn code_of(x: u32, g: Coder) -> i32 {
   return clamp(select(k, -k, ((x ^ g.s) & SIGN) != 0u) + g.z, params.qmin, params.qmax);
 }
 
-// Codes as they are stored, side by side: from 0 on, then in two's complement where nothing is added to them.
-fn packed_codes(codes: vec4<i32>) -> u32 {
-  let bits = params.bits;
-  let ones = 1u | (1u << bits) | (1u << (2u * bits)) | (1u << (3u * bits));
+// How four codes become the low bits of a word. Made before loops: software reads parameters anew in every round.
+struct Packer { shifts: vec3<u32>, lowest: u32, flipped: u32 }
+
+fn packer() -> Packer {
+  let shifts = vec3<u32>(1u, 2u, 3u) * params.bits;
+  let ones = 1u | (1u << shifts.x) | (1u << shifts.y) | (1u << shifts.z);
   let lowest = u32(bitcast<i32>(MAGIC) + params.qmin) * ones;
-  let flipped = select(0u, ones << (bits - 1u), params.code_offset == 0);
+  return Packer(shifts, lowest, select(0u, ones << (params.bits - 1u), params.code_offset == 0));
+}
+
+// Codes as they are stored, side by side: from 0 on, or in two's complement where nothing is added to them.
+fn packed_codes(codes: vec4<i32>, p: Packer) -> u32 {
   let c = bitcast<vec4<u32>>(codes);
-  return (c.x + (c.y << bits) + (c.z << (2u * bits)) + (c.w << (3u * bits)) - lowest) ^ flipped;
+  return (c.x + (c.y << p.shifts.x) + (c.z << p.shifts.y) + (c.w << p.shifts.z) - p.lowest) ^ p.flipped;
 }
 
 // Four weights, from vector `half` of two of the eight that begin at weight 8v.

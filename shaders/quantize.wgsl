@@ -27,6 +27,8 @@ fn quantize(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups
   } else if (there) {
     found = QParams(scales[group], zero_points[group]);
   }
+  let p = packer();
+  let four = params.bits == 4u;
   let g = coder(found.scale, found.zero_point);
   // software runs a loop once more, with all threads idle, where it ends at its head
   var chunk = 0u;
@@ -42,10 +44,9 @@ fn quantize(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups
         let quotients_b = bitcast<vec4<f32>>(b) * g.inverse;
         let codes_a = codes_of(a, quotients_a, g);
         let codes_b = codes_of(b, quotients_b, g);
-        let word_a = packed_codes(codes_a);
-        let word_b = packed_codes(codes_b);
+        let word_a = packed_codes(codes_a, p);
+        let word_b = packed_codes(codes_b, p);
         // software runs both sides of a branch, and a store costs much there
-        let four = params.bits == 4u;
         output[select(2u * v, v, four)] = word_a | select(0u, word_b << 16u, four);
         if (!four) { output[2u * v + 1u] = word_b; }
         sum += squares(quotients_a, codes_a, g) + squares(quotients_b, codes_b, g);
