@@ -186,11 +186,13 @@ fn round_quotient(x: u32, s: u32, inverse: f32, z: i32) -> u32 {
   return k + u32(magnitude > middle || (magnitude == middle && odd));
 }
 
-// How the weights of a group become codes. A quotient plus `shift` has its code in its lowest bits.
-struct Coder { s: u32, z: i32, inverse: f32, shift: f32 }
+// How the weights of a group become codes. A quotient plus `shift` has its code in its lowest bits; `lowest` and
+// `highest` are those of the ends. Made before loops: software reads parameters anew in every round.
+struct Coder { s: u32, z: i32, inverse: f32, shift: f32, lowest: i32, highest: i32, zero: u32 }
 
 fn coder(s: u32, z: i32) -> Coder {
-  return Coder(s, z, 1.0 / bitcast<f32>(s), MAGIC + f32(z));
+  let magic = bitcast<i32>(MAGIC);
+  return Coder(s, z, 1.0 / bitcast<f32>(s), MAGIC + f32(z), magic + params.qmin, magic + params.qmax, params.zero);
 }
 
 // Codes of four weights, each above the bits of MAGIC; `q` are the weights times the inverse. Bits of floats order as
@@ -201,13 +203,12 @@ fn coder(s: u32, z: i32) -> Coder {
 // binary places restores what is half-way, and nothing else becomes it. That is opaque, as two sums may be made one. All
 // else is exact up to the rounding to a code, so that no contraction changes it.
 fn codes_of(x: vec4<u32>, q: vec4<f32>, g: Coder) -> vec4<i32> {
-  let magic = bitcast<i32>(MAGIC);
   if (INPUT_DTYPE == F32) {
-    return vec4<i32>(code_of(x.x, g), code_of(x.y, g), code_of(x.z, g), code_of(x.w, g)) + magic;
+    return vec4<i32>(code_of(x.x, g), code_of(x.y, g), code_of(x.z, g), code_of(x.w, g)) + bitcast<i32>(MAGIC);
   }
-  let places = bitcast<vec4<f32>>(bitcast<vec4<u32>>(q + PLACES) ^ vec4<u32>(params.zero));
+  let places = bitcast<vec4<f32>>(bitcast<vec4<u32>>(q + PLACES) ^ vec4<u32>(g.zero));
   let codes = bitcast<vec4<i32>>(places + (g.shift - PLACES));
-  return clamp(codes, vec4<i32>(magic + params.qmin), vec4<i32>(magic + params.qmax));
+  return clamp(codes, vec4<i32>(g.lowest), vec4<i32>(g.highest));
 }
 
 // Code of one weight of any dtype.
@@ -216,7 +217,7 @@ fn code_of(x: u32, g: Coder) -> i32 {
   return clamp(select(k, -k, ((x ^ g.s) & SIGN) != 0u) + g.z, params.qmin, params.qmax);
 }
 
-// How four codes become the low bits of a word. Made before loops: software reads parameters anew in every round.
+// How four codes become the low bits of a word. Made before loops, as a Coder.
 struct Packer { shifts: vec3<u32>, lowest: u32, flipped: u32 }
 
 fn packer() -> Packer {

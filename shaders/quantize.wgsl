@@ -16,7 +16,7 @@ fn quantize(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups
         best = seen(seen(best, four_weights(v, 0u)), four_weights(v, 1u));
       }
     }
-    best = team_max(best, local);
+    best = without_small(team_max(best, local));
     found = candidate(widened(best.x), widened(best.y), 0u);
     if (there && lane == 0u) {
       atomicStore(&ranges[2u * group], best.x);
@@ -37,7 +37,8 @@ fn quantize(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups
     if (there) {
       let start = group * params.group_len + chunk * params.chunk_len;
       let end = min(start + params.chunk_len, (group + 1u) * params.group_len);
-      for (var v = start / 8u + lane; v < end / 8u; v += LANES) {
+      let last = end / 8u;
+      for (var v = start / 8u + lane; v < last; v += LANES) {
         let a = four_weights(v, 0u);
         let b = four_weights(v, 1u);
         let quotients_a = bitcast<vec4<f32>>(a) * g.inverse;
@@ -61,14 +62,18 @@ fn quantize(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups
   }
 }
 
+// Ordered bits of -min and max, with four weights more.
 fn seen(best: vec2<u32>, x: vec4<u32>) -> vec2<u32> {
-  // four_weights leaves halves below the normals as they are; they count as zero
-  let small = (x & vec4<u32>(MAGNITUDE)) < vec4<u32>(MIN_NORMAL);
-  let y = select(x, vec4<u32>(0u), small);
-  let up = y ^ select(vec4<u32>(SIGN), vec4<u32>(0xffffffffu), y >= vec4<u32>(SIGN));
+  let up = x ^ (bitcast<vec4<u32>>(bitcast<vec4<i32>>(x) >> vec4<u32>(31u)) | vec4<u32>(SIGN));
   let high = max(up.xy, up.zw);
   let low = min(up.xy, up.zw);
   return max(best, vec2<u32>(~min(low.x, low.y), max(high.x, high.y)));
+}
+
+// four_weights leaves halves below the normals as they are; they count as zero, which may wait until all were seen, as it
+// changes no order.
+fn without_small(best: vec2<u32>) -> vec2<u32> {
+  return vec2<u32>(~ordered(flush(unordered(~best.x))), ordered(flush(unordered(best.y))));
 }
 
 // Sums for the SQNR, in units of the scale.
