@@ -19,6 +19,8 @@ const Q4_1: u32 = 1u;
 const Q8_0: u32 = 2u;
 const Q4_K: u32 = 3u;
 const Q6_K: u32 = 4u;
+const MAGIC: f32 = 12582912.0;        // 3 * 2^22: what is added is rounded to an integer, in the lowest bits
+const PLACES: f32 = 3072.0;           // 3 * 2^10: what is smaller than 1024 is rounded to 12 binary places
 const TRIES: u32 = 16u;               // scales that a search in a group of a block tries at once
 
 override INPUT_DTYPE: u32 = 2u;
@@ -184,31 +186,29 @@ fn round_quotient(x: u32, s: u32, inverse: f32, z: i32) -> u32 {
   return k + u32(magnitude > middle || (magnitude == middle && odd));
 }
 
-// How the weights of a group become codes.
-struct Coder { s: u32, z: i32, inverse: f32 }
+// How the weights of a group become codes. A quotient plus `shift` has its code in its lowest bits; `lowest` and
+// `highest` are those of the ends. Made before loops: software reads parameters anew in every round.
+struct Coder { s: u32, z: i32, inverse: f32, shift: f32, lowest: i32, highest: i32, zero: u32 }
 
 fn coder(s: u32, z: i32) -> Coder {
-  return Coder(s, z, 1.0 / bitcast<f32>(s));
+  let magic = bitcast<i32>(MAGIC);
+  return Coder(s, z, 1.0 / bitcast<f32>(s), MAGIC + f32(z), magic + params.qmin, magic + params.qmax, params.zero);
 }
 
-// Quotients of four weights and the scale. Opaque, as one multiplication may follow but not be joined with this one.
-fn quotients(x: vec4<u32>, g: Coder) -> vec4<f32> {
-  return bitcast<vec4<f32>>(bitcast<vec4<u32>>(bitcast<vec4<f32>>(x) * g.inverse) ^ vec4<u32>(params.zero));
-}
-
-// Codes of four weights, as integers in floats.
+// Codes of four weights, each above the bits of MAGIC; `q` are the weights times the inverse. Bits of floats order as
+// integers do, which takes fewer steps.
 //
 // For 16-bit weights and scales a quotient is half-way between two codes or at least 1/4094 away from that, and the
 // product, of an inverse that may be off by 2.5 units in the last place, is off by less than 2^-13: rounding it to 12
-// binary places restores what is half-way, and nothing else becomes it. What follows is exact, so that no contraction
-// changes it.
-fn codes_of(x: vec4<u32>, g: Coder) -> vec4<f32> {
+// binary places restores what is half-way, and nothing else becomes it. That is opaque, as two sums may be made one. All
+// else is exact up to the rounding to a code, so that no contraction changes it.
+fn codes_of(x: vec4<u32>, q: vec4<f32>, g: Coder) -> vec4<i32> {
   if (INPUT_DTYPE == F32) {
-    return vec4<f32>(vec4<i32>(code_of(x.x, g), code_of(x.y, g), code_of(x.z, g), code_of(x.w, g)));
+    return vec4<i32>(code_of(x.x, g), code_of(x.y, g), code_of(x.z, g), code_of(x.w, g)) + bitcast<i32>(MAGIC);
   }
-  let places = round(quotients(x, g) * 4096.0);
-  let shifted = round(places * 0.000244140625 + f32(g.z));
-  return clamp(shifted, vec4<f32>(f32(params.qmin)), vec4<f32>(f32(params.qmax)));
+  let places = bitcast<vec4<f32>>(bitcast<vec4<u32>>(q + PLACES) ^ vec4<u32>(g.zero));
+  let codes = bitcast<vec4<i32>>(places + (g.shift - PLACES));
+  return clamp(codes, vec4<i32>(g.lowest), vec4<i32>(g.highest));
 }
 
 // Code of one weight of any dtype.
@@ -217,10 +217,20 @@ fn code_of(x: u32, g: Coder) -> i32 {
   return clamp(select(k, -k, ((x ^ g.s) & SIGN) != 0u) + g.z, params.qmin, params.qmax);
 }
 
-// Codes as they are stored, side by side.
-fn packed_codes(codes: vec4<f32>) -> u32 {
-  let c = vec4<u32>(vec4<i32>(codes) + params.code_offset) & vec4<u32>(0xffffffffu >> (32u - params.bits));
-  return c.x | (c.y << params.bits) | (c.z << (2u * params.bits)) | (c.w << (3u * params.bits));
+// How four codes become the low bits of a word. Made before loops, as a Coder.
+struct Packer { shifts: vec3<u32>, lowest: u32, flipped: u32 }
+
+fn packer() -> Packer {
+  let shifts = vec3<u32>(1u, 2u, 3u) * params.bits;
+  let ones = 1u | (1u << shifts.x) | (1u << shifts.y) | (1u << shifts.z);
+  let lowest = u32(bitcast<i32>(MAGIC) + params.qmin) * ones;
+  return Packer(shifts, lowest, select(0u, ones << (params.bits - 1u), params.code_offset == 0));
+}
+
+// Codes as they are stored, side by side: from 0 on, or in two's complement where nothing is added to them.
+fn packed_codes(codes: vec4<i32>, p: Packer) -> u32 {
+  let c = bitcast<vec4<u32>>(codes);
+  return (c.x + (c.y << p.shifts.x) + (c.z << p.shifts.y) + (c.w << p.shifts.z) - p.lowest) ^ p.flipped;
 }
 
 // Four weights, from vector `half` of two of the eight that begin at weight 8v.

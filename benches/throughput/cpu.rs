@@ -68,7 +68,7 @@ fn all_cores(preset: &'static str) -> impl FnMut() -> Sample {
 }
 
 /// Runs weights through a backend, a tile's worth at a time.
-pub fn through(backend: &mut dyn Backend, tile: &Tile, weights: &[u8]) {
+fn through(backend: &mut dyn Backend, tile: &Tile, weights: &[u8]) {
     for part in weights.chunks_exact(tile.input_bytes) {
         if backend.in_flight() == backend.depth() {
             backend.collect(&mut |_, _| Ok(())).expect("a tile");

@@ -3,7 +3,7 @@
 use crate::{
     sequences::{COLS, scheme},
     table::{Row, Sample, timed},
-    yardsticks::{COPY, W4A16_SHARE},
+    yardsticks::{COPY, result_bytes},
 };
 use monoquant::{
     device::{self, Device},
@@ -25,6 +25,7 @@ use std::{
 };
 
 const W4A16: &str = "w4a16 file to file, CPU";
+const W4A16_GPU: &str = "w4a16 file to file, GPU";
 const ONE_GB: &str = "1 GB in tensors of 64 MiB";
 /// What a copying program would need for the same bytes: where it grows as well, it is the machine's.
 const ONE_GB_COPY: &str = "cp of 1 GB in tensors of 64 MiB, cut to w4a16's size, then fsync";
@@ -47,6 +48,11 @@ impl Files {
     /// A checkpoint of matrices of 64 MiB.
     pub fn input(&self, bytes: usize) -> (PathBuf, usize) {
         self.tensors(bytes, (64 << 20).min(bytes))
+    }
+
+    /// The input of a GPU, which may be a slow one.
+    pub fn gpu_input(&self) -> (PathBuf, usize) {
+        self.input(self.bytes / 4)
     }
 
     /// A checkpoint of bf16 matrices of `each` bytes; its bytes of weights.
@@ -162,7 +168,7 @@ fn copying<'a>(files: &Rc<Files>, bytes: usize) -> impl FnMut() -> Sample + 'a {
                 match from.read(&mut block)? {
                     0 => return to.sync_all(),
                     // codes and scales of 1024 bytes of bf16 weights
-                    n => to.write_all(&block[..n / 1024 * W4A16_SHARE])?,
+                    n => to.write_all(&block[..n / 1024 * result_bytes("w4a16")])?,
                 }
             }
         };
@@ -203,12 +209,23 @@ pub fn rows<'a>(files: &Rc<Files>, large: bool) -> Vec<Row<'a>> {
     rows
 }
 
-/// Whole runs on a GPU.
-pub fn gpu_rows<'a>(files: &Rc<Files>, choice: &device::Choice, against: &'static str) -> Vec<Row<'a>> {
+/// Whole runs on a GPU, against rows by preset.
+pub fn gpu_rows<'a>(
+    files: &Rc<Files>,
+    choice: &device::Choice,
+    rings: [(&'static str, &'static str); 2],
+) -> Vec<Row<'a>> {
     let device = shared(choice.clone());
-    let less = |files: &Files| files.input(files.bytes / 4);
-    let row = |preset| row(format!("{preset} file to file, GPU"), files, &device, usual(preset), less);
-    ["w8a8", "w4a16"].map(|preset| row(preset).rate_of(against, None)).into()
+    let whole = |preset| format!("{preset} file to file, GPU");
+    let mut rows: Vec<Row> = rings
+        .map(|(preset, ring)| {
+            row(whole(preset), files, &device, usual(preset), Files::gpu_input).rate_of(ring, 0.8)
+        })
+        .into();
+    let small = Run { max_memory: 128 << 20, ..usual("w4a16") };
+    let row = row(format!("{W4A16_GPU}, --max-memory 128MiB"), files, &device, small, Files::gpu_input);
+    rows.push(row.time_of(W4A16_GPU, 1.1));
+    rows
 }
 
 /// The command from its start to its end; `gpu` is a value of `--device`, if there is one.

@@ -1,24 +1,34 @@
 //! A GPU's own part: kernels on what is in its memory, beside a kernel that only copies; the ring of buffers.
 
 use crate::{
-    cpu::through,
+    files::Files,
     resident::resident,
     sequences,
-    table::{Row, timed},
+    table::{Row, Sample, timed},
+    yardsticks::result_bytes,
 };
 use monoquant::{
-    backend::{Backend, Pass, Tile},
+    backend::{Backend, Pass, Results, Tile},
     device::Choice,
     gpu::{self, Adapter, GpuBackend, GpuOptions},
     kernels::{Binding, Kernel, TileParams},
     observer::Observer,
 };
-use std::rc::Rc;
+use std::{
+    cell::RefCell,
+    fs::File,
+    io::{Read, Write},
+    rc::Rc,
+};
 
 pub const COPYING: &str = "a kernel that copies all words, GPU";
-pub const RING: &str = "ring alone: upload, a kernel that reads all, w4a16's bytes back, GPU";
+/// What runs on files are held against, by preset.
+pub const RINGS: [(&str, &str); 2] = [
+    ("w8a8", "ring alone: files, a kernel that copies, w8a8's bytes back, GPU"),
+    ("w4a16", "ring alone: files, a kernel that copies, w4a16's bytes back, GPU"),
+];
 
-/// Reads all input, a vector a thread, and writes as much.
+/// Reads all input, a vector a thread, and writes as much. A ring brings `groups` words back.
 static COPY: Kernel = Kernel {
     name: "copy_words",
     wgsl: "
@@ -38,28 +48,8 @@ fn copy_words(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: v
     team: false,
     touches: |params| {
         let words = params.elements as usize / 2;
-        vec![(Binding::Input, words), (Binding::Output, words)]
+        vec![(Binding::Input, words), (Binding::Output, words), (Binding::Scales, params.groups as usize)]
     },
-};
-
-/// Reads all input, and writes one word for `group_len` that it reads.
-static FOLD: Kernel = Kernel {
-    name: "fold_words",
-    wgsl: "
-@compute @workgroup_size(WORKGROUP)
-fn fold_words(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
-  let i = flat_index(w, n, l);
-  if (i >= params.groups) { return; }
-  var folded = vec4<u32>(0u);
-  let end = min((i + 1u) * params.group_len, params.elements / 8u);
-  for (var k = i * params.group_len; k < end; k += 1u) { folded ^= input[k]; }
-  output[i] = folded.x ^ folded.y ^ folded.z ^ folded.w;
-}
-",
-    cpu: |_, _| {},
-    threads: |params| params.groups,
-    team: false,
-    touches: |params| vec![(Binding::Input, params.elements as usize / 2), (Binding::Output, params.groups as usize)],
 };
 
 /// The adapter that `--device` means.
@@ -75,7 +65,7 @@ fn adapter(choice: &Choice) -> Option<Adapter> {
 }
 
 /// Rows of a GPU, and what it is; or a line that says why there are none.
-pub fn rows<'a>(choice: &Choice) -> Option<(String, Vec<Row<'a>>)> {
+pub fn rows<'a>(choice: &Choice, files: &Rc<Files>) -> Option<(String, Vec<Row<'a>>)> {
     let Some(adapter) = adapter(choice) else {
         println!("no GPU is measured: there is no adapter of that name, not even a software one");
         return None;
@@ -84,7 +74,7 @@ pub fn rows<'a>(choice: &Choice) -> Option<(String, Vec<Row<'a>>)> {
         println!("no GPU is measured: {}: {lack}", adapter.facts.name);
         return None;
     }
-    let mut backend = match GpuBackend::open(&adapter, GpuOptions::default()) {
+    let backend = match GpuBackend::open(&adapter, GpuOptions::default()) {
         Ok(backend) => backend,
         Err(e) => {
             println!("no GPU is measured: {e}");
@@ -107,26 +97,53 @@ pub fn rows<'a>(choice: &Choice) -> Option<(String, Vec<Row<'a>>)> {
             Row::new(format!("{preset} minmax, kernels alone, GPU"), kernels(tile)).rate_of(COPYING, None),
         );
     }
-    let result = sequences::quantize("w4a16", Observer::MinMax, weights);
-    let words: usize = result.passes[0].wants.iter().map(|&b| result.lengths().of(b)).sum();
-    let fold = TileParams {
-        group_len: (weights / 8).div_ceil(words) as u32, // vectors of four words
-        groups: words as u32,
-        ..copy
-    };
-    let fold = one(&FOLD, fold);
-    let mut input = None;
-    let ring = move || {
-        let bytes: &mut Vec<u8> = input.get_or_insert_with(|| {
-            let bytes: Vec<u8> = bytemuck::cast_slice(&sequences::input(&result, 1)).to_vec();
-            let bytes = bytes.repeat((64 << 20) / bytes.len());
-            through(&mut backend, &fold, &bytes); // compiles, and makes the buffers
-            bytes
-        });
-        timed(bytes.len(), || through(&mut backend, &fold, bytes))
-    };
-    rows.push(Row::new(RING, ring));
+    let backend = Rc::new(RefCell::new(backend));
+    for (preset, name) in RINGS {
+        let result = sequences::quantize(preset, Observer::MinMax, weights);
+        let words: usize = result.passes[0].wants.iter().map(|&b| result.lengths().of(b)).sum();
+        let mut tile = one(&COPY, TileParams { groups: words as u32, ..copy });
+        tile.passes[0].wants = &[Binding::Scales];
+        let (files, backend) = (files.clone(), backend.clone());
+        let mut warm = false;
+        rows.push(Row::new(name, move || {
+            let mut backend = backend.borrow_mut();
+            if !std::mem::replace(&mut warm, true) {
+                ring(&mut *backend, &tile, &files, preset); // compiles, and makes the buffers
+            }
+            ring(&mut *backend, &tile, &files, preset)
+        }));
+    }
     Some((name, rows))
+}
+
+/// All that a run on files does, but for quantizing: the same bytes read, brought back and written.
+fn ring(backend: &mut dyn Backend, tile: &Tile, files: &Files, preset: &str) -> Sample {
+    let (input, bytes) = files.gpu_input();
+    let output = files.fresh("ring");
+    let tiles = bytes / tile.input_bytes;
+    let written = tile.input_bytes / 1024 * result_bytes(preset);
+    timed(tiles * tile.input_bytes, || {
+        let mut input = File::open(input).expect("the input");
+        let mut output = File::create(output).expect("a file");
+        output.set_len((tiles * written) as u64).expect("a length, as the engine's files have");
+        let mut take = |_, results: &[Results]| {
+            let words = results[0].get(Binding::Scales);
+            output.write_all(&bytemuck::cast_slice(words)[..written]).expect("a write");
+            Ok(())
+        };
+        let mut fill = |bytes: &mut [u8]| {
+            input.read_exact(bytes).expect("the input");
+            Ok(())
+        };
+        for _ in 0..tiles {
+            if !backend.has_room() {
+                backend.collect(&mut take).expect("a tile");
+            }
+            backend.submit(tile.clone(), &mut fill).expect("a tile");
+        }
+        while backend.collect(&mut take).expect("a tile") {}
+        output.sync_all().expect("fsync");
+    })
 }
 
 /// A tile that one kernel runs over.

@@ -62,11 +62,11 @@ fn main() {
     rows.extend(yardsticks::torch_rows());
     rows.extend(cpu::rows());
     rows.extend(files::rows(&files, options.large));
-    let of_gpu = gpu::rows(&choice);
+    let of_gpu = gpu::rows(&choice, &files);
     let gpu = of_gpu.as_ref().map(|(name, _)| name.clone());
     if let Some((_, of_gpu)) = of_gpu {
         rows.extend(of_gpu);
-        rows.extend(files::gpu_rows(&files, &choice, gpu::RING));
+        rows.extend(files::gpu_rows(&files, &choice, gpu::RINGS));
     }
     rows.extend(files::start_up_rows(&files, gpu.as_ref().map(|_| options.device.as_str())));
     if let Some(only) = &options.only {

@@ -18,8 +18,6 @@ pub const COPY: &str = "cp of the input, then fsync";
 pub const TORCH_INT8: &str = "plain torch, int8 a channel";
 pub const TORCH_INT4: &str = "plain torch, int4 groups of 128";
 
-/// Bytes of the result, of 1024 bytes of bf16 weights: codes and scales.
-pub const W4A16_SHARE: usize = 256 + 8;
 /// Bytes that are copied in memory: far more than a cache holds.
 const BLOCK: usize = 256 << 20;
 
@@ -61,7 +59,8 @@ pub fn rows<'a>(files: &Rc<Files>) -> Vec<Row<'a>> {
         Row::new("read of the input from page cache", cached),
         Row::new(COPY, copy),
     ];
-    for (name, share) in [("w8a8", 512), ("w4a16", W4A16_SHARE)] {
+    for name in ["w8a8", "w4a16"] {
+        let share = result_bytes(name);
         let shared = files.clone();
         let write = move || {
             let path = shared.fresh("written");
@@ -80,6 +79,15 @@ pub fn rows<'a>(files: &Rc<Files>) -> Vec<Row<'a>> {
         rows.push(Row::new(format!("write of {name}'s result, then fsync (GB/s of its input)"), write));
     }
     rows
+}
+
+/// Bytes of a preset's result, of 1024 bytes of bf16 weights: codes, and scales where there are many.
+pub fn result_bytes(preset: &str) -> usize {
+    match preset {
+        "w8a8" => 512,
+        "w4a16" => 256 + 8,
+        other => panic!("no yardstick knows what {other} writes"),
+    }
 }
 
 /// Two blocks whose pages are there: memory that is touched for the first time costs far more.
