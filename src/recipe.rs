@@ -190,7 +190,7 @@ mod tests {
             text,
             concat!(
                 r#"{"exclude":[],"include":["proj"],"layer_types":["linear"],"#,
-                r#""method":{"quantize":{"activations":"float","bits":4,"observer":"minmax","#,
+                r#""method":{"quantize":{"activations":"float","bits":4,"observer":{"mse":{"both_signs":true}},"#,
                 r#""strategy":{"group":{"group_size":128}},"symmetric":true}},"min_params":0,"#,
                 r#""overrides":["down=bits=8,group-size=32"],"preset":"w4a16"}"#
             )
