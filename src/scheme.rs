@@ -175,7 +175,12 @@ pub const PRESETS: [Preset; 5] = [
         name: "w8a16",
         bits: None,
         about: "int8 weights per channel, packed, float inputs",
-        method: Method::Quantize(Scheme { bits: 8, strategy: Strategy::Channel, ..W4A16 }),
+        method: Method::Quantize(Scheme {
+            bits: 8,
+            strategy: Strategy::Channel,
+            observer: Observer::usual(8),
+            ..W4A16
+        }),
     },
     Preset {
         name: "w8a8",
@@ -185,6 +190,7 @@ pub const PRESETS: [Preset; 5] = [
             bits: 8,
             strategy: Strategy::Channel,
             activations: Activations::DynamicToken,
+            observer: Observer::usual(8),
             ..W4A16
         }),
     },

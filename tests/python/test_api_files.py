@@ -92,7 +92,8 @@ def test_the_recipe_is_in_the_file(kind, tmp_path):
             assert recipe["method"] == {"cast": "float16"}
         else:
             found = recipe["method"]["quantize"]
-            assert found["bits"] == KINDS[kind].get("bits", 8) and found["observer"] == "minmax"
+            assert found["bits"] == KINDS[kind].get("bits", 8) 
+            assert found["observer"] == ({"mse": {"both_signs": True}} if found["bits"] == 4 else "minmax")
             assert found["symmetric"] == (KINDS[kind].get("scheme") != "asymmetric")
     assert metadata(tmp_path / "m.safetensors")["author"] == "me"
 

@@ -162,8 +162,8 @@ def test_schemes_and_granularity():
     assert (whole.model.out.weight - model.out.weight).abs().max() <= scale.item() * 0.5001
     assert quantize(model, dynamic=True, symmetric=False).info.scheme == "asymmetric"
     assert quantize(model, dynamic=True, dtype="int4").info.bits == 4
-    mse = quantize(model, bits=4, weight_observer="mse")
-    assert mse.info.sqnr_db > quantize(model, bits=4).info.sqnr_db
+    mse, minmax = (quantize(model, bits=4, weight_observer=name).info.sqnr_db for name in ("mse", "minmax"))
+    assert mse > minmax and quantize(model, bits=4).info.sqnr_db == mse
 
 
 def test_overrides():

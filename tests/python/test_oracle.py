@@ -18,11 +18,12 @@ from helpers import TINY_LLAMA, codes, dequantize, quantize, tensors
 from safetensors.torch import save_file
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+MINMAX = ["--observer", "minmax"]
 # Name → options, bits, strategy, weights a group, packed
 SCHEMES = {
-    "w4a16 group 128": (["--bits", 4], 4, "group", 128, True),
-    "w4a16 group 32": (["--bits", 4, "--group-size", 32], 4, "group", 32, True),
-    "w4a16 channel": (["--bits", 4, "--strategy", "channel"], 4, "channel", None, True),
+    "w4a16 group 128": (["--bits", 4, *MINMAX], 4, "group", 128, True),
+    "w4a16 group 32": (["--bits", 4, *MINMAX, "--group-size", 32], 4, "group", 32, True),
+    "w4a16 channel": (["--bits", 4, *MINMAX, "--strategy", "channel"], 4, "channel", None, True),
     "w8a16 channel": (["--preset", "w8a16"], 8, "channel", None, True),
     "w8a16 group 128": (["--preset", "w8a16", "--group-size", 128], 8, "group", 128, True),
     "w8a8 channel": (["--bits", 8], 8, "channel", None, False),
@@ -168,7 +169,7 @@ def test_f32_codes_differ_from_torchs_quotient_in_at_most_one_in_a_million(bits,
 def test_rows_that_fill_no_whole_word_match_compressed_tensors(dtype, symmetric, tmp_path):
     weight = gaussian(27, 75).to(dtype)
     save_file({"w.weight": weight}, tmp_path / "in.safetensors")
-    options = ["--bits", 4, "--strategy", "channel", "--scheme", "symmetric" if symmetric else "asymmetric"]
+    options = ["--bits", 4, *MINMAX, "--strategy", "channel", "--scheme", "symmetric" if symmetric else "asymmetric"]
     quantize(tmp_path / "in.safetensors", tmp_path / "q.safetensors", *options)
     stored = tensors(tmp_path / "q.safetensors")
     restored = tensors(dequantize(tmp_path / "q.safetensors", tmp_path / "d.safetensors"))
