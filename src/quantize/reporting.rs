@@ -63,6 +63,7 @@ pub(super) fn report(prepared: &Prepared, results: &[JobResult], device: &Device
         warnings: all_warnings,
         notes: plan.notes.clone(),
         left_out,
+        files: Vec::new(),
         tensors: entries,
     }
 }

@@ -48,7 +48,9 @@ impl<'a> Run<'a> {
             states: HashMap::new(),
             active: HashMap::new(),
             ready: VecDeque::new(),
-            results: vec![JobResult::default(); stream.plan.jobs.len()],
+            results: (0..stream.plan.jobs.len())
+                .map(|job| stream.earlier.get(&job).cloned().unwrap_or_default())
+                .collect(),
             next_band: 0,
         }
     }
@@ -58,12 +60,18 @@ impl<'a> Run<'a> {
         let job = &stream.plan.jobs[number];
         let mut state = JobState::default();
         match &job.work {
-            Work::Copy => return stream.copy(job),
+            Work::Copy => {
+                stream.copy(job)?;
+                return (stream.finished)(number, &state.result);
+            }
             Work::Dequantize(i) => {
                 (state.scales, state.offsets) =
                     qparams(stream.source, stream.tensors, &stream.plan.coded[*i])?;
             }
-            Work::Repack(i, grid) => return repack(stream, job, &stream.plan.coded[*i], grid),
+            Work::Repack(i, grid) => {
+                repack(stream, job, &stream.plan.coded[*i], grid)?;
+                return (stream.finished)(number, &state.result);
+            }
             Work::Quantize(grids) => {
                 let layer = |(number, grid)| Outgoing::new(stream, job, number, grid);
                 state.layers = grids.iter().enumerate().map(layer).collect();
@@ -75,6 +83,9 @@ impl<'a> Run<'a> {
         let tiling = stream.tiling();
         let bands = tiling.bands(job, tiling.max_elements(backend, job));
         state.bands = bands.len();
+        if bands.is_empty() {
+            return (stream.finished)(number, &state.result);
+        }
         self.states.insert(number, state);
         for band in bands {
             let id = self.next_band;
@@ -277,6 +288,7 @@ impl<'a> Run<'a> {
         }
         state.layers.iter_mut().try_for_each(|layer| layer.finish(stream, job))?;
         if let Some(state) = self.states.remove(&number) {
+            (stream.finished)(number, &state.result)?;
             self.results[number] = state.result;
         }
         Ok(())

@@ -1,0 +1,120 @@
+//! SHA-256: of bytes, of what is formatted, of files while they grow.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::reader::handles::read_at;
+
+/// A file of the output, complete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrittenFile {
+    /// Its path within an output directory, with `/`; else its name.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Its SHA-256, in hexadecimal digits.
+    pub sha256: String,
+}
+
+/// The SHA-256 of some bytes.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    hexadecimal(Sha256::digest(bytes).as_slice())
+}
+
+/// The SHA-256 of what is formatted into it.
+#[derive(Default)]
+pub(crate) struct Formatted(Sha256);
+
+impl Formatted {
+    /// The digest.
+    pub fn digest(self) -> String {
+        hexadecimal(self.0.finalize().as_slice())
+    }
+}
+
+impl fmt::Write for Formatted {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.update(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// The SHA-256 of a file, of which more and more is there.
+pub(super) struct Growing {
+    file: File,
+    hasher: Sha256,
+    at: u64,
+    buffer: Vec<u8>,
+}
+
+/// Bytes that are read at once: they stay in a core's cache until they are hashed.
+const PART: usize = 256 << 10;
+
+impl Growing {
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        Ok(Growing { file, hasher: Sha256::new(), at: 0, buffer: vec![0; PART] })
+    }
+
+    /// Takes up the bytes before `end`, which no longer change.
+    pub fn advance(&mut self, end: u64) -> io::Result<()> {
+        while self.at < end {
+            let part = &mut self.buffer[..PART.min((end - self.at) as usize)];
+            read_at(&self.file, self.at, part)?;
+            self.hasher.update(&*part);
+            self.at += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Takes up the rest: size and digest.
+    pub fn finish(mut self) -> io::Result<(u64, String)> {
+        let bytes = self.file.metadata()?.len();
+        self.advance(bytes)?;
+        Ok((bytes, hexadecimal(self.hasher.finalize().as_slice())))
+    }
+}
+
+/// Size and SHA-256 of a file.
+pub(super) fn of_file(path: &Path) -> io::Result<(u64, String)> {
+    Growing::open(path)?.finish()
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The examples of FIPS 180-2.
+    #[test]
+    fn digests_are_those_of_the_standard() {
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(sha256(b"abc"), abc);
+        assert_eq!(sha256(b""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        let mut formatted = Formatted::default();
+        fmt::Write::write_fmt(&mut formatted, format_args!("{}{}", 'a', "bc")).unwrap();
+        assert_eq!(formatted.digest(), abc);
+    }
+
+    #[test]
+    fn a_file_that_grows_has_the_digest_of_the_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        let bytes: Vec<u8> = (0..PART as u32 * 2 / 3).flat_map(u32::to_le_bytes).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let mut growing = Growing::open(&path).unwrap();
+        for end in [0, 1, 1, 70_000, PART as u64 + 7] {
+            growing.advance(end).unwrap();
+        }
+        assert_eq!(growing.finish().unwrap(), (bytes.len() as u64, sha256(&bytes)));
+        assert_eq!(of_file(&path).unwrap().1, sha256(&bytes));
+    }
+}
