@@ -87,12 +87,12 @@ impl Stream<'_> {
             }
             let waiting = backend.in_flight() > 0;
             let mut wait = self.profile.filter(|_| waiting).map(|profile| profile.span(Stage::Wait));
-            if !backend.collect(&mut |tile, results| {
+            let collected = backend.collect(&mut |tile, results| {
                 drop(wait.take());
                 run.done(tile, results)
-            })? && run.ready.is_empty()
-                && jobs.peek().is_none()
-            {
+            })?;
+            run.again(backend.lost_tiles());
+            if !collected && run.ready.is_empty() && jobs.peek().is_none() {
                 return Ok(run.results);
             }
         }

@@ -90,6 +90,9 @@ pub struct Out {
     /// Bytes of weights a tile; for tests
     #[arg(long, hide = true)]
     pub tile_bytes: Option<ByteSize>,
+    /// Lose the GPU after so many tiles; for tests
+    #[arg(long, hide = true)]
+    pub lose_gpu_after: Option<u64>,
 }
 
 impl Out {
@@ -106,7 +109,11 @@ impl Out {
             device,
             max_memory: self.max_memory.0,
             tile_bytes: self.tile_bytes.map(|b| b.0 as usize),
-            gpu: GpuOptions { cache: gpu::cache_directory(), ..GpuOptions::default() },
+            gpu: GpuOptions {
+                cache: gpu::cache_directory(),
+                lose_after: self.lose_gpu_after,
+                ..GpuOptions::default()
+            },
             ..Settings::default()
         };
         Ok(settings)

@@ -128,11 +128,20 @@ impl<'a> Run<'a> {
             }
             let (rows, cols) = (piece.row..piece.row + piece.rows, piece.col..piece.col + piece.cols);
             stream.source.read_view(job.source, &job.view, rows, cols, bytes)
-        })
+        })?;
+        self.again(backend.lost_tiles());
+        Ok(())
+    }
+
+    /// Puts tiles that were lost with a machine in front of all others, in their order.
+    pub fn again(&mut self, tags: Vec<u64>) {
+        for tag in tags.into_iter().rev() {
+            self.ready.push_front(band_and_piece(tag));
+        }
     }
 
     pub fn done(&mut self, tile: Tile, results: &[Results]) -> Result<()> {
-        let (band, piece_number) = (tile.tag >> 24, (tile.tag & 0xff_ffff) as usize);
+        let (band, piece_number) = band_and_piece(tile.tag);
         let Some(mut active) = self.active.remove(&band) else {
             return Err(Error::Device(format!("tile {} came back twice", tile.tag)));
         };
@@ -293,6 +302,11 @@ impl<'a> Run<'a> {
         }
         Ok(())
     }
+}
+
+/// What a tile's tag stands for.
+fn band_and_piece(tag: u64) -> (u64, usize) {
+    (tag >> 24, (tag & 0xff_ffff) as usize)
 }
 
 /// A pass's error sums, in units of the weights.
