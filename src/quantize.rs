@@ -21,7 +21,7 @@ use crate::{
     reader::{Checkpoint, gguf::shard_name},
     recipe::Choice,
     report::Report,
-    stream::{JobResult, Stream, Tiling, count_not_finite},
+    stream::{Finished, JobResult, Stream, Tiling, count_not_finite},
     tensor::TensorInfo,
     writer::{Container, Destination, Output, ProfiledOutput, free_bytes, left_bytes},
 };
@@ -352,7 +352,7 @@ pub fn execute_into(
 fn stream(
     prepared: &Prepared,
     output: &dyn Output,
-    (earlier, finished): (&BTreeMap<usize, JobResult>, &dyn Fn(usize, &JobResult) -> Result<()>),
+    (earlier, finished): (&BTreeMap<usize, JobResult>, Finished),
     device: &mut Device,
     settings: &Settings,
     interrupted: &AtomicBool,

@@ -50,10 +50,13 @@ pub struct Stream<'a> {
     /// What came of the jobs that an earlier run did: they are not done again.
     pub earlier: &'a BTreeMap<usize, JobResult>,
     /// Told of every job that is done, with all its bytes written.
-    pub finished: &'a dyn Fn(usize, &JobResult) -> Result<()>,
+    pub finished: Finished<'a>,
     /// Where the loop's stages are recorded.
     pub profile: Option<&'a Profile>,
 }
+
+/// Takes the number of a job that is done, and what came of it.
+pub type Finished<'a> = &'a dyn Fn(usize, &JobResult) -> Result<()>;
 
 /// What came of one job.
 #[derive(Debug, Clone, Default, PartialEq)]

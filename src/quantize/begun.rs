@@ -6,6 +6,7 @@ use crate::{
     error::{Error, Result},
     profile::Stage,
     report::Report,
+    stream::Finished,
     writer::{Destination, Formatted, Identity, Start, Writer},
 };
 use std::{fmt::Write, sync::atomic::AtomicBool};
@@ -56,7 +57,7 @@ impl Begun<'_> {
         let ledger = Ledger::new(&prepared.plan, &writer);
         ledger.earlier().keys().for_each(|&job| progress(job_bytes(prepared, &prepared.plan.jobs[job])));
         let finished = |job: usize, result: &_| ledger.done(job, result);
-        let jobs = (ledger.earlier(), &finished as &dyn Fn(_, &_) -> _);
+        let jobs = (ledger.earlier(), &finished as Finished);
         let report = stream(prepared, &writer, jobs, device, settings, interrupted, progress);
         drop(ledger);
         let _commit = settings.profile.as_ref().map(|profile| profile.span(Stage::Commit));

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::OpenOptions;
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -28,6 +29,9 @@ struct Shared {
     failed: Mutex<Option<Error>>,
     stopped: AtomicBool,
 }
+
+/// Bytes that are hashed between two looks at what is new.
+const STEP: u64 = 8 << 20;
 
 enum Message {
     /// The bytes of a file before this one do not change any more.
@@ -73,7 +77,7 @@ impl Finisher {
         self.failed()?;
         match written {
             Some(Ok(written)) => Ok(written),
-            _ => Err(Error::io("finish", "output")(std::io::Error::other("internal error: a thread failed"))),
+            _ => Err(Error::io("finish", "output")(io::Error::other("internal error: a thread failed"))),
         }
     }
 
@@ -95,61 +99,86 @@ impl Drop for Finisher {
     }
 }
 
-fn work(mut files: Files, receiver: &Receiver<Message>, shared: &Shared) -> HashMap<usize, WrittenFile> {
-    let mut growing = HashMap::new();
-    let mut written = HashMap::new();
-    for message in receiver {
+fn work(files: Files, receiver: &Receiver<Message>, shared: &Shared) -> HashMap<usize, WrittenFile> {
+    let mut work = Work { files, growing: HashMap::new(), ends: BTreeMap::new(), written: HashMap::new() };
+    loop {
+        // what is complete goes before what grows
+        let message = match work.ends.is_empty() {
+            true => receiver.recv().map(Some).map_err(|_| ()),
+            false => match receiver.try_recv() {
+                Ok(message) => Ok(Some(message)),
+                Err(TryRecvError::Empty) => Ok(None),
+                Err(TryRecvError::Disconnected) => Err(()),
+            },
+        };
+        let Ok(message) = message else { break };
         if shared.stopped.load(Ordering::Relaxed) {
             break;
         }
-        if let Err(e) = files.take(message, &mut growing, &mut written) {
+        let done = match message {
+            Some(Message::Grown(file, end)) => {
+                work.ends.insert(file, end);
+                Ok(())
+            }
+            Some(Message::Complete(file, jobs)) => work.complete(file, jobs),
+            None => work.follow(),
+        };
+        if let Err(e) = done {
             shared.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
             break;
         }
     }
-    written
+    work.written
 }
 
-impl Files {
-    fn take(
-        &mut self,
-        message: Message,
-        growing: &mut HashMap<usize, Growing>,
-        written: &mut HashMap<usize, WrittenFile>,
-    ) -> Result<()> {
-        let (Message::Grown(file, _) | Message::Complete(file, _)) = message;
-        let (name, path) = &self.files[file];
-        let mut hashed = match growing.remove(&file) {
-            Some(hashed) => hashed,
-            None => Growing::open(path).map_err(Error::io("read", path))?,
-        };
-        match message {
-            Message::Grown(_, end) => {
-                hashed.advance(end).map_err(Error::io("read", path))?;
-                growing.insert(file, hashed);
-            }
-            Message::Complete(_, jobs) => {
-                // The disk is slow where a core is busy: both at a time.
-                let (flushed, digest) = thread::scope(|scope| {
-                    let flushing = scope.spawn(|| OpenOptions::new().write(true).open(path)?.sync_all());
-                    let digest = hashed.finish();
-                    (flushing.join(), digest)
-                });
-                let (bytes, sha256) = digest.map_err(Error::io("read", path))?;
-                match flushed {
-                    Ok(flushed) => flushed.map_err(Error::io("flush", path))?,
-                    Err(_) => return Err(Error::io("flush", path)(std::io::Error::other("a thread failed"))),
-                }
-                let file_written = WrittenFile { name: name.clone(), bytes, sha256 };
-                if let Some((manifest, folder)) = &mut self.manifest {
-                    self.stamps.check()?;
-                    manifest.finished.push(file_written.clone());
-                    manifest.jobs.extend(jobs);
-                    manifest.save(folder)?;
-                }
-                written.insert(file, file_written);
-            }
+struct Work {
+    files: Files,
+    growing: HashMap<usize, Growing>,
+    /// How far files are complete that are behind with their digest.
+    ends: BTreeMap<usize, u64>,
+    written: HashMap<usize, WrittenFile>,
+}
+
+impl Work {
+    fn open(&mut self, file: usize) -> Result<Growing> {
+        let path = &self.files.files[file].1;
+        let known = self.growing.remove(&file);
+        known.map_or_else(|| Growing::open(path), Ok).map_err(Error::io("read", path))
+    }
+
+    /// Hashes a part of a file that grows.
+    fn follow(&mut self) -> Result<()> {
+        let Some((&file, &end)) = self.ends.first_key_value() else { return Ok(()) };
+        let mut growing = self.open(file)?;
+        let behind = growing.advance(end, STEP).map_err(Error::io("read", &self.files.files[file].1))?;
+        self.growing.insert(file, growing);
+        if behind == 0 {
+            self.ends.remove(&file);
         }
+        Ok(())
+    }
+
+    fn complete(&mut self, file: usize, jobs: BTreeMap<usize, Value>) -> Result<()> {
+        self.ends.remove(&file);
+        let growing = self.open(file)?;
+        let (name, path) = &self.files.files[file];
+        // The disk is slow where a core is busy: both at a time.
+        let (flushed, digest) = thread::scope(|scope| {
+            let flushing = scope.spawn(|| OpenOptions::new().write(true).open(path)?.sync_all());
+            let digest = growing.finish();
+            (flushing.join(), digest)
+        });
+        let (bytes, sha256) = digest.map_err(Error::io("read", path))?;
+        let flushed = flushed.unwrap_or_else(|_| Err(io::Error::other("internal error: a thread failed")));
+        flushed.map_err(Error::io("flush", path))?;
+        let written = WrittenFile { name: name.clone(), bytes, sha256 };
+        if let Some((manifest, folder)) = &mut self.files.manifest {
+            self.files.stamps.check()?;
+            manifest.finished.push(written.clone());
+            manifest.jobs.extend(jobs);
+            manifest.save(folder)?;
+        }
+        self.written.insert(file, written);
         Ok(())
     }
 }
