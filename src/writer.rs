@@ -85,6 +85,8 @@ struct WriterFile {
     /// What closes it, if it is an archive.
     archive: Option<torch::Archive>,
     growth: Mutex<Growth>,
+    /// Bytes that were written since the disk was told to take them.
+    dirty: AtomicU64,
     /// From an earlier run: complete, and not to be touched.
     finished: Option<WrittenFile>,
     /// Whether it was said that it is complete.
@@ -101,6 +103,8 @@ struct Growth {
     said: u64,
 }
 
+/// Bytes that are written to a file until the disk is told to take them.
+const DIRTY: u64 = 64 << 20;
 /// Bytes that a file grows by until it is worth saying.
 const GROWN: u64 = 1 << 20;
 
@@ -177,7 +181,11 @@ impl Writer {
     /// Counts bytes of a tensor; once they are all there, a longer part of the file may be hashed.
     fn written(&self, file: usize, slot: &Slot, bytes: u64) {
         let before = slot.written.fetch_add(bytes, Ordering::Release);
-        let WriterFile { slots, archive, growth, .. } = &self.files[file];
+        let WriterFile { slots, archive, growth, dirty, .. } = &self.files[file];
+        if dirty.fetch_add(bytes, Ordering::Relaxed) + bytes >= DIRTY {
+            dirty.store(0, Ordering::Relaxed);
+            self.finisher.dirty(file);
+        }
         if before + bytes < slot.bytes || archive.is_some() {
             return;
         }

@@ -60,9 +60,11 @@ impl Begun<'_> {
         let jobs = (ledger.earlier(), &finished as Finished);
         let report = stream(prepared, &writer, jobs, device, settings, interrupted, progress);
         drop(ledger);
-        let _commit = settings.profile.as_ref().map(|profile| profile.span(Stage::Commit));
         match report {
-            Ok(report) => Ok(Report { files: writer.commit()?, ..report }),
+            Ok(report) => {
+                let _commit = settings.profile.as_ref().map(|profile| profile.span(Stage::Commit));
+                Ok(Report { files: writer.commit()?, ..report })
+            }
             Err(e) => {
                 // the reason of what else went wrong, if the input is another one now
                 let changed = prepared.checkpoint.stamps().check();

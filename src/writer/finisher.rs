@@ -1,6 +1,6 @@
 //! What happens to files once their bytes are there, on a thread of its own: digest, flush, and a line in the manifest.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::OpenOptions;
 use std::io;
 use std::path::PathBuf;
@@ -21,6 +21,7 @@ use crate::reader::Stamps;
 pub(super) struct Finisher {
     sender: Option<Sender<Message>>,
     thread: Option<JoinHandle<HashMap<usize, WrittenFile>>>,
+    flusher: Option<(Sender<usize>, JoinHandle<()>)>,
     shared: Arc<Shared>,
 }
 
@@ -54,14 +55,23 @@ impl Finisher {
     pub fn start(files: Files) -> Self {
         let (sender, receiver) = channel();
         let shared = Arc::new(Shared::default());
+        let (dirty, dirtied) = channel();
+        let paths: Vec<PathBuf> = files.files.iter().map(|(_, path)| path.clone()).collect();
+        let seen = shared.clone();
+        let flusher = thread::spawn(move || flush(&paths, &dirtied, &seen));
         let seen = shared.clone();
         let thread = thread::spawn(move || work(files, &receiver, &seen));
-        Finisher { sender: Some(sender), thread: Some(thread), shared }
+        Finisher { sender: Some(sender), thread: Some(thread), flusher: Some((dirty, flusher)), shared }
     }
 
     /// The bytes of a file before `end` are there for good.
     pub fn grown(&self, file: usize, end: u64) {
         self.send(Message::Grown(file, end));
+    }
+
+    /// Much was written to a file: the disk may begin with it.
+    pub fn dirty(&self, file: usize) {
+        let _ = self.flusher.as_ref().map(|(sender, _)| sender.send(file));
     }
 
     /// A file is complete.
@@ -74,10 +84,18 @@ impl Finisher {
     pub fn end(&mut self) -> Result<HashMap<usize, WrittenFile>> {
         self.sender.take();
         let written = self.thread.take().map(JoinHandle::join);
+        self.flushed();
         self.failed()?;
         match written {
             Some(Ok(written)) => Ok(written),
             _ => Err(Error::io("finish", "output")(io::Error::other("internal error: a thread failed"))),
+        }
+    }
+
+    fn flushed(&mut self) {
+        if let Some((sender, thread)) = self.flusher.take() {
+            drop(sender);
+            let _ = thread.join();
         }
     }
 
@@ -96,6 +114,30 @@ impl Drop for Finisher {
         self.shared.stopped.store(true, Ordering::Relaxed);
         self.sender.take();
         let _ = self.thread.take().map(JoinHandle::join);
+        self.flushed();
+    }
+}
+
+impl Shared {
+    fn fail(&self, error: Error) {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+}
+
+/// Flushes what was written of files while they are in the making, so that little is left to wait for at their end. The
+/// system tells an error of the disk once: it must not go unheard here.
+fn flush(paths: &[PathBuf], receiver: &Receiver<usize>, shared: &Shared) {
+    while let Ok(first) = receiver.recv() {
+        let files: BTreeSet<usize> = receiver.try_iter().chain([first]).collect();
+        for path in files.iter().map(|&file| &paths[file]) {
+            if shared.stopped.load(Ordering::Relaxed) {
+                return;
+            }
+            let flushed = OpenOptions::new().write(true).open(path).and_then(|file| file.sync_data());
+            if let Err(e) = flushed {
+                return shared.fail(Error::io("flush", path)(e));
+            }
+        }
     }
 }
 
@@ -124,7 +166,7 @@ fn work(files: Files, receiver: &Receiver<Message>, shared: &Shared) -> HashMap<
             None => work.follow(),
         };
         if let Err(e) = done {
-            shared.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+            shared.fail(e);
             break;
         }
     }

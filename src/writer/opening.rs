@@ -94,7 +94,8 @@ impl Writer {
             let mut order: Vec<usize> = (0..slots.len()).collect();
             order.sort_by_key(|&i| (slots[i].start, slots[i].bytes));
             let growth = Mutex::new(Growth { order, complete: 0, said: 0 });
-            WriterFile { slots, archive, growth, finished, completed: AtomicBool::new(false) }
+            let dirty = AtomicU64::new(0);
+            WriterFile { dirty, slots, archive, growth, finished, completed: AtomicBool::new(false) }
         };
         let files = files.into_iter().zip(placed).zip(finished).map(file).collect();
         let jobs = earlier.as_ref().map_or_else(BTreeMap::new, |manifest| manifest.jobs.clone());
