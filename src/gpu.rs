@@ -394,13 +394,6 @@ impl Backend for GpuBackend {
 }
 
 impl GpuBackend {
-    /// For tests of what follows the loss of a device.
-    fn lose_if_told(&self) {
-        if self.options.lose_after == Some(self.submitted) && !self.lost.load(Ordering::Relaxed) {
-            self.device.destroy();
-        }
-    }
-
     fn lost(&self, what: &str) -> Error {
         self.failed().err().unwrap_or_else(|| Error::Device(format!("{}: {what}", self.facts.name)))
     }
