@@ -126,6 +126,15 @@ pub trait Backend {
     fn dispatches(&self) -> Dispatches;
     /// Records what kernels do from now on, or nothing.
     fn set_profile(&mut self, profile: Option<Profile>);
+    /// Tags of tiles that were in flight when the machine was lost, oldest first, each handed out once: they never come
+    /// back, and are to be submitted again.
+    fn lost_tiles(&mut self) -> Vec<u64> {
+        Vec::new()
+    }
+    /// What happened to the machine, if it was lost.
+    fn loss(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Runs the Rust twins, a tile a task, or several small ones, on all cores.

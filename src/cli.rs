@@ -187,9 +187,14 @@ fn write(start: Instant, prepared: Prepared, mut settings: Settings, out: &Out) 
     if !quiet {
         complain!("device: {}", device.why);
     }
+    let begun = quantize::begin(&prepared, &settings)?;
+    if !quiet {
+        for note in begun.notes() {
+            complain!("note: {note}");
+        }
+    }
     let progress = show::Progress::new(quantize::work_bytes(&prepared), quiet);
-    let report =
-        quantize::execute(&prepared, &mut device, &settings, &INTERRUPTED, &|bytes| progress.advance(bytes));
+    let report = begun.run(&mut device, &settings, &INTERRUPTED, &|bytes| progress.advance(bytes));
     progress.finish();
     // of a run that failed, too: threads may still be at work
     let profiled = settings.profile.map_or(Ok(()), |profile| profile.finish());

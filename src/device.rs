@@ -4,6 +4,7 @@
 use crate::{
     backend::{Backend, CpuBackend, Steps},
     error::{Error, Result},
+    fallback::Fallback,
     gpu::{self, Adapter, GpuBackend, GpuOptions},
     several::Several,
 };
@@ -200,9 +201,10 @@ fn cpu(why: &str) -> (Box<dyn Backend>, String) {
     (Box::new(backend), why)
 }
 
+/// A GPU, or several machines, with the CPU to go on with where they fail.
 fn described(backend: Box<dyn Backend>, why: &str) -> (Box<dyn Backend>, String) {
     let why = format!("{}: {why}, its kernels compared with the CPU's", backend.describe());
-    (backend, why)
+    (Box::new(Fallback::new(backend)), why)
 }
 
 /// Opens an adapter, if it has what the kernels need.

@@ -37,6 +37,31 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// A file of the input is no longer what it was when it was planned for.
+    #[error("{}: changed while it was read ({what}); nothing was written; run again when it is at rest", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// Size and time before and after.
+        what: String,
+    },
+
+    /// A run failed with files of its output finished, which are kept.
+    #[error("{}; {finished} of {files} files are finished and kept in {} ({}): the same command with --resume goes on from there; \
+             removing the folder gives the space back", cause(source), folder.display(), crate::report::bytes(*bytes))]
+    Unfinished {
+        /// Why it failed.
+        source: Box<Error>,
+        /// Where they are.
+        folder: PathBuf,
+        /// How many.
+        finished: usize,
+        /// Of how many.
+        files: usize,
+        /// Their bytes.
+        bytes: u64,
+    },
+
     /// A GPU could not be used, or computed something else than the CPU.
     #[error("{0}")]
     Device(String),
@@ -51,7 +76,8 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Usage(_) | Error::Refused(_) | Error::Format { .. } => 2,
-            Error::Io { .. } | Error::Device(_) | Error::Interrupted => 1,
+            Error::Io { .. } | Error::Changed { .. } | Error::Device(_) | Error::Interrupted => 1,
+            Error::Unfinished { source, .. } => source.exit_code(),
         }
     }
 
@@ -71,6 +97,14 @@ impl Error {
         path: impl AsRef<Path> + 'a,
     ) -> impl FnOnce(std::io::Error) -> Self + 'a {
         move |source| Error::Io { path: path.as_ref().to_owned(), action, source }
+    }
+}
+
+/// What stopped a run of which something stays.
+fn cause(error: &Error) -> String {
+    match error {
+        Error::Interrupted => "interrupted".into(),
+        other => other.to_string(),
     }
 }
 

@@ -27,7 +27,10 @@ use crate::{
 use std::{
     collections::VecDeque,
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 use wgpu::PollType;
@@ -41,6 +44,8 @@ pub struct GpuOptions {
     pub corrupt: Option<(&'static str, &'static str)>,
     /// For tests: goes on with an adapter that was not compared with the CPU.
     pub skip_check: bool,
+    /// For tests: the device is lost once so many tiles of a job were submitted.
+    pub lose_after: Option<u64>,
     /// A directory for compiled pipelines, where the driver hands them out. Whoever can write there is trusted, as drivers
     /// hardly check what they get back.
     pub cache: Option<PathBuf>,
@@ -61,6 +66,10 @@ pub struct GpuBackend {
     busy: VecDeque<(Slot, Tile, wgpu::SubmissionIndex, Done)>,
     dispatches: Dispatches,
     failure: Arc<Mutex<Option<String>>>,
+    /// Whether that was the loss of the device.
+    lost: Arc<AtomicBool>,
+    /// Tiles of jobs that were submitted.
+    submitted: u64,
     profile: Option<Profile>,
 }
 
@@ -93,8 +102,11 @@ impl GpuBackend {
         let seen = failure.clone();
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| note(&seen, e.to_string())));
         let seen = failure.clone();
+        let lost = Arc::new(AtomicBool::new(false));
+        let (is_lost, injected) = (lost.clone(), options.lose_after.is_some());
         device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
+            if reason != wgpu::DeviceLostReason::Destroyed || injected {
+                is_lost.store(true, Ordering::Relaxed);
                 note(&seen, format!("device lost: {message}"));
             }
         });
@@ -114,6 +126,8 @@ impl GpuBackend {
             busy: VecDeque::new(),
             dispatches: Dispatches::new(),
             failure,
+            lost,
+            submitted: 0,
             profile: None,
         })
     }
@@ -272,6 +286,7 @@ impl Backend for GpuBackend {
     }
 
     fn submit(&mut self, tile: Tile, fill: Fill) -> Result<()> {
+        self.lose_if_told();
         self.failed()?;
         self.proven(&tile)?;
         let lengths = tile.lengths();
@@ -310,6 +325,8 @@ impl Backend for GpuBackend {
             let _ = when.set(Instant::now());
         });
         self.busy.push_back((slot, tile, index, done));
+        self.submitted += u64::from(self.verified.is_some());
+        self.lose_if_told();
         Ok(())
     }
 
@@ -366,6 +383,13 @@ impl Backend for GpuBackend {
 
     fn set_profile(&mut self, profile: Option<Profile>) {
         self.profile = profile;
+    }
+
+    fn loss(&self) -> Option<String> {
+        // the driver's word of it comes with a poll
+        let _ = self.device.poll(PollType::Poll);
+        let lost = self.lost.load(Ordering::Relaxed);
+        lost.then(|| self.failure.lock().unwrap_or_else(|e| e.into_inner()).clone().unwrap_or_default())
     }
 }
 

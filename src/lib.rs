@@ -12,6 +12,7 @@ pub mod copies;
 pub mod device;
 pub mod error;
 pub mod experts;
+pub mod fallback;
 pub mod formats;
 pub mod gpu;
 pub mod histograms;

@@ -39,10 +39,14 @@ mod native {
 
 /// The exception of `mono_quant.exceptions` that says the same.
 fn raised(error: Error) -> PyErr {
-    let class = match &error {
+    let cause = match &error {
+        Error::Unfinished { source, .. } => source.as_ref(),
+        other => other,
+    };
+    let class = match cause {
         Error::Usage(_) => "ConfigurationError",
-        Error::Format { .. } | Error::Io { .. } => "InputError",
-        Error::Refused(_) | Error::Device(_) => "QuantizationError",
+        Error::Format { .. } | Error::Io { .. } | Error::Changed { .. } => "InputError",
+        Error::Refused(_) | Error::Device(_) | Error::Unfinished { .. } => "QuantizationError",
         Error::Interrupted => return pyo3::exceptions::PyKeyboardInterrupt::new_err(error.to_string()),
     };
     Python::attach(|py| {

@@ -1,10 +1,14 @@
 //! From a checkpoint to a checkpoint: open, plan, read → backend → format → write, report.
 
+mod begun;
 mod companions;
 mod gguf;
+mod jobs;
 mod reporting;
 
-use companions::{add_companions, is_config_of_a_format, output_bytes, replaced_input};
+pub use begun::{Begun, begin};
+
+use companions::{is_config_of_a_format, output_bytes, replaced_input};
 use reporting::report;
 
 use crate::{
@@ -13,15 +17,16 @@ use crate::{
     error::{Error, Result},
     gpu::GpuOptions,
     plan::{self, NonFinite, Plan, Request, Work},
-    profile::{Profile, Stage},
+    profile::Profile,
     reader::{Checkpoint, gguf::shard_name},
     recipe::Choice,
     report::Report,
-    stream::{Stream, Tiling, count_not_finite},
+    stream::{Finished, JobResult, Stream, Tiling, count_not_finite},
     tensor::TensorInfo,
-    writer::{Container, Destination, Output, ProfiledOutput, Writer, free_bytes},
+    writer::{Container, Destination, Output, ProfiledOutput, free_bytes, left_bytes},
 };
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
     time::Instant,
@@ -42,8 +47,10 @@ pub enum OnNonFinite {
 pub struct Settings {
     /// The result; by default beside the input.
     pub output: Option<PathBuf>,
-    /// Replace what is there.
+    /// Replace what is there, an unfinished run's files among it.
     pub force: bool,
+    /// Go on with what an unfinished run of the same version, input and options has finished.
+    pub resume: bool,
     /// What computes.
     pub device: device::Choice,
     /// Bytes of memory to stay under.
@@ -61,6 +68,7 @@ impl Default for Settings {
         Settings {
             output: None,
             force: false,
+            resume: false,
             device: device::Choice::Auto,
             max_memory: 512 << 20,
             tile_bytes: None,
@@ -184,7 +192,8 @@ pub(crate) fn finish_preparing(
     if let Some(plan) = &plan {
         let needed = output_bytes(&checkpoint, plan, &destination)?;
         match free_bytes(path) {
-            Ok(free) if free < needed => problems.push(format!(
+            // what an unfinished run left is gone on with or removed
+            Ok(free) if free.saturating_add(left_bytes(path)) < needed => problems.push(format!(
                 "{}: too little disk: {} are needed, {} are free",
                 path.display(),
                 crate::report::bytes(needed),
@@ -196,7 +205,6 @@ pub(crate) fn finish_preparing(
     }
     let mut plan = plan;
     if let Some(plan) = &mut plan {
-        plan.notes.extend(left_overs(path));
         if matches!(destination, Destination::Directory(_)) {
             let configs = checkpoint.companions().iter().filter(|c| is_config_of_a_format(c));
             plan.notes.extend(configs.map(|c| {
@@ -229,24 +237,6 @@ fn foreign(plan: &Plan, container: Container) -> Vec<String> {
     foreign
         .map(|t| {
             format!("{}: safetensors has no {}; --output NAME.pt can hold it", t.name, t.dtype.torch_name())
-        })
-        .collect()
-}
-
-/// What runs that were killed left beside the output.
-fn left_overs(output: &Path) -> Vec<String> {
-    let Some(name) = output.file_name().map(|n| format!(".{}.monoquant-", n.to_string_lossy())) else {
-        return vec![];
-    };
-    let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let entries = folder.read_dir().into_iter().flatten().flatten();
-    let found = entries.filter(|e| e.file_name().to_string_lossy().starts_with(&name));
-    found
-        .map(|e| {
-            format!(
-                "{}: left by a run that was killed, unless one is still at work; remove it",
-                e.path().display()
-            )
         })
         .collect()
 }
@@ -309,11 +299,15 @@ pub(crate) fn as_directory(destination: Destination) -> Destination {
 
 /// Bytes of input that a plan reads, for a progress bar.
 pub fn work_bytes(prepared: &Prepared) -> u64 {
-    let size = |job: &plan::Job| match job.work {
+    prepared.plan.jobs.iter().map(|job| job_bytes(prepared, job)).sum()
+}
+
+/// Bytes of input that a job reads.
+fn job_bytes(prepared: &Prepared, job: &plan::Job) -> u64 {
+    match job.work {
         Work::Dequantize(_) | Work::DequantizeBlocks(..) => prepared.tensors[job.source].bytes(),
         _ => job.view.elements() * prepared.tensors[job.source].dtype.size() as u64,
-    };
-    prepared.plan.jobs.iter().map(size).sum()
+    }
 }
 
 /// Opens the device of these settings, proven to make the same bytes as the CPU in every kernel that the plan needs.
@@ -330,7 +324,7 @@ pub fn steps(prepared: &Prepared, settings: &Settings, backend: &dyn Backend) ->
     Tiling { plan, tensors, saturate: *saturate, max_memory, tile_bytes }.steps(backend)
 }
 
-/// Runs a plan: streams every tensor, then puts the result in its place in one step.
+/// Runs a plan: streams every tensor, then puts the result in its place in one step. [`begin`] and [`Begun::run`] in one.
 pub fn execute(
     prepared: &Prepared,
     device: &mut Device,
@@ -338,25 +332,27 @@ pub fn execute(
     interrupted: &AtomicBool,
     progress: &dyn Fn(u64),
 ) -> Result<Report> {
-    let Prepared { checkpoint, plan, destination, replace, .. } = prepared;
-    let span = |stage| settings.profile.as_ref().map(|profile| profile.span(stage));
-    let creation = span(Stage::Create);
-    let mut writer = Writer::create(destination, plan.files.clone(), *replace)?;
-    // first, so that a file that cannot be read costs no work
-    if matches!(destination, Destination::Directory(_)) {
-        add_companions(checkpoint, plan, &mut writer)?;
-    }
-    drop(creation);
-    let report = execute_into(prepared, &writer, device, settings, interrupted, progress)?;
-    let _commit = span(Stage::Commit);
-    writer.commit()?;
-    Ok(report)
+    begin(prepared, settings)?.run(device, settings, interrupted, progress)
 }
 
 /// Runs a plan into an output that is there already. Kernels that [`open`] did not prove are proven first.
 pub fn execute_into(
     prepared: &Prepared,
     output: &dyn Output,
+    device: &mut Device,
+    settings: &Settings,
+    interrupted: &AtomicBool,
+    progress: &dyn Fn(u64),
+) -> Result<Report> {
+    let (earlier, finished) = (BTreeMap::new(), |_: usize, _: &JobResult| Ok(()));
+    stream(prepared, output, (&earlier, &finished), device, settings, interrupted, progress)
+}
+
+/// Streams every tensor; of the jobs: what came of those that were done before, and who is told of the others.
+fn stream(
+    prepared: &Prepared,
+    output: &dyn Output,
+    (earlier, finished): (&BTreeMap<usize, JobResult>, Finished),
     device: &mut Device,
     settings: &Settings,
     interrupted: &AtomicBool,
@@ -377,6 +373,8 @@ pub fn execute_into(
         tile_bytes: settings.tile_bytes,
         interrupted,
         progress,
+        earlier,
+        finished,
         profile,
     };
     device.backend.set_profile(settings.profile.clone());

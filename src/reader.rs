@@ -19,6 +19,7 @@ mod naming;
 mod pickle;
 mod safetensors;
 mod source;
+mod stamps;
 pub(crate) mod strided;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ mod torch;
 use naming::{enumerate, enumerate_some, prefer_listed};
 
 pub use source::Source;
+pub use stamps::{Stamp, Stamps};
 
 /// What [`Checkpoint::open`] accepts, for messages.
 const ACCEPTED: &str = "accepted: a .safetensors file, a checkpoint of torch (.pt, .pth, .bin, .ckpt), a .gguf file, or a \
@@ -54,6 +56,7 @@ pub struct Checkpoint {
     companions: Vec<PathBuf>,
     left_out: Vec<(PathBuf, String)>,
     gguf: Option<gguf::Keys>,
+    stamps: Stamps,
 }
 
 /// A tensor and the place of its bytes.
@@ -113,13 +116,17 @@ impl Checkpoint {
         };
         if kind.is_dir() {
             let listing = directory::list(path)?;
+            let mut stamps = Stamps::default();
+            // before anything is read of them
+            listing.files.keys().try_for_each(|file| stamps.add(&path.join(file)))?;
             let weights = directory::weights(path, &listing)?;
-            return Self::open_directory(path, listing, weights);
+            return Self::open_directory(path, listing, weights, stamps);
         }
         if !kind.is_file() {
             return Err(Error::format(path, format!("is neither a file nor a directory; {ACCEPTED}")));
         }
         let mut checkpoint = Self::empty(path, false);
+        checkpoint.stamps.add(path)?;
         let header = read_header(path)?;
         match header.gguf.as_ref().and_then(gguf::split) {
             Some(split) => checkpoint.add_shards(gguf::shards(path, split)?)?,
@@ -131,6 +138,7 @@ impl Checkpoint {
         checkpoint.unwrap_names();
         let beside = path.with_file_name("config.json");
         if beside.is_file() {
+            checkpoint.stamps.add(&beside)?;
             // The file may belong to something else, so it is no error if it is not a model's.
             match read_config(&beside) {
                 Ok(config) => checkpoint.config = Some(config),
@@ -144,8 +152,9 @@ impl Checkpoint {
         path: &Path,
         listing: directory::Listing,
         weights: directory::Weights,
+        stamps: Stamps,
     ) -> Result<Checkpoint> {
-        let mut checkpoint = Self::empty(path, true);
+        let mut checkpoint = Self { stamps, ..Self::empty(path, true) };
         if weights.gguf {
             checkpoint.add_shards(weights.files.iter().map(|file| path.join(file)).collect())?;
         } else {
@@ -165,7 +174,10 @@ impl Checkpoint {
             }
             match kind {
                 directory::Kind::Companion => checkpoint.companions.push(file),
-                kind => checkpoint.left_out.push((file, kind.reason())),
+                kind => {
+                    checkpoint.stamps.forget(&path.join(&file));
+                    checkpoint.left_out.push((file, kind.reason()));
+                }
             }
         }
         checkpoint.left_out.extend(listing.skipped);
@@ -195,6 +207,7 @@ impl Checkpoint {
             companions: Vec::new(),
             left_out: Vec::new(),
             gguf: None,
+            stamps: Stamps::default(),
         }
     }
 
@@ -351,6 +364,11 @@ impl Checkpoint {
     /// The weight files.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
+    }
+
+    /// What every file that belongs to it was like before it was read. A checkpoint in memory has none.
+    pub fn stamps(&self) -> &Stamps {
+        &self.stamps
     }
 
     /// Opens the files for reading weights.

@@ -1,6 +1,6 @@
 //! The report: what was done to each tensor, how large it became, and how much it lost.
 
-use crate::{backend::Dispatches, plan::Row};
+use crate::{backend::Dispatches, plan::Row, writer::WrittenFile};
 use serde::Serialize;
 
 /// Peak-to-RMS ratio from which a layer counts as outlier-heavy: Gaussian weights of any real size stay under 7.
@@ -46,7 +46,7 @@ pub struct Report {
     pub sqnr_db: Option<f64>,
     /// Seconds from start to end.
     pub seconds: f64,
-    /// Kernels that were dispatched, by name.
+    /// Kernels that were dispatched by this run, by name.
     pub dispatches: Dispatches,
     /// What the user should look at.
     pub warnings: Vec<String>,
@@ -54,6 +54,8 @@ pub struct Report {
     pub notes: Vec<String>,
     /// Files of the input directory that did not come along, and why.
     pub left_out: Vec<(String, String)>,
+    /// The files of the output, by name; none of an output in memory.
+    pub files: Vec<WrittenFile>,
     /// One a tensor or layer.
     pub tensors: Vec<Entry>,
 }
@@ -68,7 +70,7 @@ fn finite<S: serde::Serializer>(value: &Option<f64>, s: S) -> std::result::Resul
 }
 
 /// Sums of squares, from which ratios come.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Squares {
     /// Of the weights.
     pub signal: f64,

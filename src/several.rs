@@ -227,6 +227,10 @@ impl Backend for Several {
         self.order.len()
     }
 
+    fn loss(&self) -> Option<String> {
+        self.machines.iter().find_map(|m| m.backend.loss())
+    }
+
     fn dispatches(&self) -> Dispatches {
         let mut sum = Dispatches::new();
         for (kernel, count) in self.shares().into_iter().flatten() {

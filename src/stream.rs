@@ -22,7 +22,10 @@ use crate::{
     tiles::{Piece, pieces},
     writer::Output,
 };
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 /// Everything a run reads and writes.
 pub struct Stream<'a> {
@@ -44,12 +47,19 @@ pub struct Stream<'a> {
     pub interrupted: &'a AtomicBool,
     /// Told the bytes of input that were finished.
     pub progress: &'a dyn Fn(u64),
+    /// What came of the jobs that an earlier run did: they are not done again.
+    pub earlier: &'a BTreeMap<usize, JobResult>,
+    /// Told of every job that is done, with all its bytes written.
+    pub finished: Finished<'a>,
     /// Where the loop's stages are recorded.
     pub profile: Option<&'a Profile>,
 }
 
+/// Takes the number of a job that is done, and what came of it.
+pub type Finished<'a> = &'a dyn Fn(usize, &JobResult) -> Result<()>;
+
 /// What came of one job.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct JobResult {
     /// Sums over its weights, if it was quantized: of each grid.
     pub squares: Vec<Squares>,
@@ -64,7 +74,7 @@ impl Stream<'_> {
     /// Runs every job; results are in the plan's order.
     pub fn run(&self, backend: &mut dyn Backend) -> Result<Vec<JobResult>> {
         let mut run = Run::new(self);
-        let mut jobs = 0..self.plan.jobs.len();
+        let mut jobs = (0..self.plan.jobs.len()).filter(|job| !self.earlier.contains_key(job)).peekable();
         loop {
             if self.interrupted.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
@@ -80,12 +90,12 @@ impl Stream<'_> {
             }
             let waiting = backend.in_flight() > 0;
             let mut wait = self.profile.filter(|_| waiting).map(|profile| profile.span(Stage::Wait));
-            if !backend.collect(&mut |tile, results| {
+            let collected = backend.collect(&mut |tile, results| {
                 drop(wait.take());
                 run.done(tile, results)
-            })? && run.ready.is_empty()
-                && jobs.is_empty()
-            {
+            })?;
+            run.again(backend.lost_tiles());
+            if !collected && run.ready.is_empty() && jobs.peek().is_none() {
                 return Ok(run.results);
             }
         }

@@ -2,10 +2,13 @@
 
 use std::{fs, path::Path};
 
-const ROOMS: [(&str, &[&str]); 15] = [
+const ROOMS: [(&str, &[&str]); 16] = [
     ("pyo3::", &["src/python.rs", "src/python/"]),
     ("rawzip::", &["src/reader/torch/archive.rs"]),
-    ("crc32fast::", &["src/writer.rs", "src/writer/checksum.rs", "src/writer/torch.rs", "src/gpu/cache.rs"]),
+    (
+        "crc32fast::",
+        &["src/writer/closing.rs", "src/writer/checksum.rs", "src/writer/torch.rs", "src/gpu/cache.rs"],
+    ),
     ("wgpu::", &["src/gpu.rs", "src/gpu/"]),
     ("pollster::", &["src/gpu.rs", "src/gpu/"]),
     ("clap::", &["src/cli.rs", "src/cli/args"]),
@@ -14,8 +17,9 @@ const ROOMS: [(&str, &[&str]); 15] = [
     ("comfy_table::", &["src/cli/show.rs"]),
     ("half::", &["src/tensor.rs"]),
     ("rustix::", &["src/writer/destination.rs"]),
-    ("fs4::", &["src/writer.rs", "src/writer/destination.rs"]),
-    ("tempfile::", &["src/writer.rs", "src/writer/destination.rs", "src/gpu/cache.rs"]),
+    ("fs4::", &["src/writer/opening.rs", "src/writer/destination.rs"]),
+    ("sha2::", &["src/writer/digest.rs"]),
+    ("tempfile::", &["src/gpu/cache.rs"]),
     ("multiversion::", &["src/kernels/"]),
     ("unsafe {", &["src/gpu.rs", "src/main.rs", "src/python/tensors.rs"]),
 ];

@@ -158,7 +158,7 @@ fn one_corrupted_shader_constant_changes_the_file_and_is_refused() {
     assert_eq!(right.len(), wrong.len());
     assert!(right != wrong, "the files do not show a wrong constant");
 
-    let error = run("refused", Some(("* 4096.0", "* 4095.0")), false).unwrap_err().to_string();
+    let error = run("refused", Some(("12582912.0", "25165824.0")), false).unwrap_err().to_string();
     assert!(error.contains("quantize") && error.contains("--device cpu"), "{error}");
     assert!(!folder.path("refused").exists());
 }

@@ -59,9 +59,12 @@ pub struct Out {
     /// Where the result goes: NAME.safetensors, NAME.pt, NAME.gguf (of a GGUF model) or a directory [default: beside the input, with a suffix such as -w4a16]
     #[arg(short, long, value_name = "PATH")]
     pub output: Option<PathBuf>,
-    /// Replace an existing output
+    /// Replace an existing output; without --resume also what an unfinished run left
     #[arg(short, long)]
     pub force: bool,
+    /// Go on with what an unfinished run left beside the output: same version, input and options, several files
+    #[arg(long)]
+    pub resume: bool,
     /// auto (a hardware GPU, else the CPU), cpu, gpu (any adapter), gpu:N (as `monoquant devices` numbers them), a part of an
     /// adapter's name, or several that share the work: gpu:0,gpu:1
     #[arg(short, long, default_value = "auto", value_name = "DEVICE")]
@@ -87,6 +90,9 @@ pub struct Out {
     /// Bytes of weights a tile; for tests
     #[arg(long, hide = true)]
     pub tile_bytes: Option<ByteSize>,
+    /// Lose the GPU after so many tiles; for tests
+    #[arg(long, hide = true)]
+    pub lose_gpu_after: Option<u64>,
 }
 
 impl Out {
@@ -99,10 +105,15 @@ impl Out {
         let settings = Settings {
             output: self.output.clone(),
             force: self.force,
+            resume: self.resume,
             device,
             max_memory: self.max_memory.0,
             tile_bytes: self.tile_bytes.map(|b| b.0 as usize),
-            gpu: GpuOptions { cache: gpu::cache_directory(), ..GpuOptions::default() },
+            gpu: GpuOptions {
+                cache: gpu::cache_directory(),
+                lose_after: self.lose_gpu_after,
+                ..GpuOptions::default()
+            },
             ..Settings::default()
         };
         Ok(settings)

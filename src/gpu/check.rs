@@ -7,6 +7,7 @@ use crate::{
     error::{Error, Result},
     kernels::cases::{self, Case, Outcome},
 };
+use std::sync::atomic::Ordering;
 
 impl GpuBackend {
     /// Runs the harness of twins on this adapter; `short` for the form of which every job runs a part first.
@@ -45,6 +46,13 @@ impl GpuBackend {
         }
         self.verified = Some(all);
         Ok(())
+    }
+
+    /// For tests of what follows the loss of a device.
+    pub(super) fn lose_if_told(&self) {
+        if self.options.lose_after == Some(self.submitted) && !self.lost.load(Ordering::Relaxed) {
+            self.device.destroy();
+        }
     }
 
     /// Refuses a tile with a step that was not proven, once any was.

@@ -35,7 +35,8 @@ pub(super) fn report(prepared: &Prepared, results: &[JobResult], device: &Device
         }
         entry.saturated = (result.saturated > 0).then_some(result.saturated);
     }
-    let mut all_warnings = warnings(&entries);
+    let loss = device.backend.loss();
+    let mut all_warnings: Vec<String> = loss.iter().cloned().chain(warnings(&entries)).collect();
     for (job, result) in plan.jobs.iter().zip(results) {
         if result.squares.first().is_some_and(|squares| squares.signal == 0.0) {
             all_warnings.push(format!(
@@ -54,7 +55,7 @@ pub(super) fn report(prepared: &Prepared, results: &[JobResult], device: &Device
         version: env!("CARGO_PKG_VERSION"),
         model: checkpoint.path().display().to_string(),
         output: destination.path().display().to_string(),
-        device: device.why.clone(),
+        device: loss.map_or_else(|| device.why.clone(), |loss| format!("{}; {loss}", device.why)),
         bytes_before: plan.bytes_before(),
         bytes_after: plan.bytes_after(),
         sqnr_db: (total.count > 0).then(|| total.sqnr_db()),
@@ -63,6 +64,7 @@ pub(super) fn report(prepared: &Prepared, results: &[JobResult], device: &Device
         warnings: all_warnings,
         notes: plan.notes.clone(),
         left_out,
+        files: Vec::new(),
         tensors: entries,
     }
 }

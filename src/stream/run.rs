@@ -50,7 +50,9 @@ impl<'a> Run<'a> {
             states: HashMap::new(),
             active: HashMap::new(),
             ready: VecDeque::new(),
-            results: vec![JobResult::default(); stream.plan.jobs.len()],
+            results: (0..stream.plan.jobs.len())
+                .map(|job| stream.earlier.get(&job).cloned().unwrap_or_default())
+                .collect(),
             next_band: 0,
             last: None,
         }
@@ -61,12 +63,18 @@ impl<'a> Run<'a> {
         let job = &stream.plan.jobs[number];
         let mut state = JobState::default();
         match &job.work {
-            Work::Copy => return stream.copy(job),
+            Work::Copy => {
+                stream.copy(job)?;
+                return (stream.finished)(number, &state.result);
+            }
             Work::Dequantize(i) => {
                 (state.scales, state.offsets) =
                     qparams(stream.source, stream.tensors, &stream.plan.coded[*i])?;
             }
-            Work::Repack(i, grid) => return repack(stream, job, &stream.plan.coded[*i], grid),
+            Work::Repack(i, grid) => {
+                repack(stream, job, &stream.plan.coded[*i], grid)?;
+                return (stream.finished)(number, &state.result);
+            }
             Work::Quantize(grids) => {
                 let layer = |(number, grid)| Outgoing::new(stream, job, number, grid);
                 state.layers = grids.iter().enumerate().map(layer).collect();
@@ -81,6 +89,9 @@ impl<'a> Run<'a> {
         self.last = Some((number, max));
         let bands = tiling.bands(job, max);
         state.bands = bands.len();
+        if bands.is_empty() {
+            return (stream.finished)(number, &state.result);
+        }
         self.states.insert(number, state);
         for band in bands {
             let id = self.next_band;
@@ -123,11 +134,20 @@ impl<'a> Run<'a> {
             }
             let (rows, cols) = (piece.row..piece.row + piece.rows, piece.col..piece.col + piece.cols);
             stream.source.read_view(job.source, &job.view, rows, cols, bytes)
-        })
+        })?;
+        self.again(backend.lost_tiles());
+        Ok(())
+    }
+
+    /// Puts tiles that were lost with a machine in front of all others, in their order.
+    pub fn again(&mut self, tags: Vec<u64>) {
+        for tag in tags.into_iter().rev() {
+            self.ready.push_front(band_and_piece(tag));
+        }
     }
 
     pub fn done(&mut self, tile: Tile, results: &[Results]) -> Result<()> {
-        let (band, piece_number) = (tile.tag >> 24, (tile.tag & 0xff_ffff) as usize);
+        let (band, piece_number) = band_and_piece(tile.tag);
         let Some(mut active) = self.active.remove(&band) else {
             return Err(Error::Device(format!("tile {} came back twice", tile.tag)));
         };
@@ -283,10 +303,16 @@ impl<'a> Run<'a> {
         }
         state.layers.iter_mut().try_for_each(|layer| layer.finish(stream, job))?;
         if let Some(state) = self.states.remove(&number) {
+            (stream.finished)(number, &state.result)?;
             self.results[number] = state.result;
         }
         Ok(())
     }
+}
+
+/// What a tile's tag stands for.
+fn band_and_piece(tag: u64) -> (u64, usize) {
+    (tag >> 24, (tag & 0xff_ffff) as usize)
 }
 
 /// A pass's error sums, in units of the weights.

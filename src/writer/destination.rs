@@ -1,13 +1,13 @@
-//! Where output goes: a hidden sibling while it grows, and one rename onto the final name at the end.
+//! Where output goes: into a hidden sibling while it grows, and by one rename onto the final name at the end.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tempfile::{TempDir, TempPath};
-
 use super::Container;
+use super::manifest::Manifest;
+use super::workplace::{Workplace, bytes_in};
 use crate::error::{Error, Result};
 use crate::reader::directory::TORCH;
 
@@ -95,56 +95,50 @@ fn resolve(path: &Path) -> Result<(PathBuf, OsString)> {
     }
 }
 
-/// Output in the making, under a name of its own beside the destination. Removed when dropped.
+/// Bytes of what runs left beside `path`, which the next one goes on with or removes.
+pub(crate) fn left_bytes(path: &Path) -> u64 {
+    resolve(path).map_or(0, |(parent, name)| bytes_in(&Workplace::beside(&parent, &name)))
+}
+
+/// Output in the making, in a place of its own beside the destination.
 #[derive(Debug)]
 pub(super) struct Staging {
     path: PathBuf,
+    directory: bool,
     force: bool,
-    temporary: Temporary,
-}
-
-#[derive(Debug)]
-enum Temporary {
-    File(TempPath),
-    Directory(TempDir),
+    pub work: Workplace,
+    /// What the user should know of what was found.
+    pub notes: Vec<String>,
 }
 
 impl Staging {
-    /// Creates the sibling. Refuses what [`Staging::publish`] would refuse.
+    /// Takes the place. Refuses what [`Staging::publish`] would refuse, and what another run is writing.
     pub fn create(destination: &Destination, force: bool) -> Result<Self> {
         let (parent, name) = resolve(destination.path())?;
         let path = parent.join(&name);
         let directory = matches!(destination, Destination::Directory(_));
         check(&path, directory, force)?;
-        let prefix = prefix(&name);
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix);
-        #[cfg(unix)]
-        {
-            // tempfile's own are private to the user; these become ordinary files, less the umask.
-            use std::os::unix::fs::PermissionsExt;
-            let mode = if directory { 0o777 } else { 0o666 };
-            builder.permissions(fs::Permissions::from_mode(mode));
-        }
-        let temporary = match directory {
-            true => builder.tempdir_in(&parent).map(Temporary::Directory),
-            false => builder.tempfile_in(&parent).map(|f| Temporary::File(f.into_temp_path())),
-        };
-        let temporary = temporary.map_err(Error::io("write in", &parent))?;
-        Ok(Staging { path, force, temporary })
+        let work = Workplace::take(Workplace::beside(&parent, &name), &path)?;
+        let mut staging = Staging { path, directory, force, work, notes: Vec::new() };
+        staging.restore()?;
+        Ok(staging)
     }
 
-    /// The path of the sibling.
-    pub fn path(&self) -> &Path {
-        match &self.temporary {
-            Temporary::File(file) => file,
-            Temporary::Directory(directory) => directory.path(),
+    /// Puts back what a run that was killed had moved aside, where the system cannot swap in one step.
+    fn restore(&mut self) -> Result<()> {
+        let aside = self.work.replaced();
+        if aside.symlink_metadata().is_err() || self.path.symlink_metadata().is_ok() {
+            return Ok(());
         }
+        fs::rename(&aside, &self.path).map_err(Error::io("move back", &aside))?;
+        self.notes
+            .push(format!("{}: put back, as a run was killed while it replaced it", self.path.display()));
+        check(&self.path, self.directory, self.force).map(drop)
     }
 
     /// Whether it is a directory.
     pub fn is_directory(&self) -> bool {
-        matches!(self.temporary, Temporary::Directory(_))
+        self.directory
     }
 
     /// Final path of the output.
@@ -152,44 +146,32 @@ impl Staging {
         &self.path
     }
 
-    /// Makes everything durable and moves it onto the destination.
-    pub fn publish(self) -> Result<()> {
-        let Staging { path, force, temporary } = self;
-        let directory = matches!(temporary, Temporary::Directory(_));
-        let exists = check(&path, directory, force)?;
-        match temporary {
-            Temporary::File(file) => {
-                sync_file(&file)?;
-                let moved = match force {
-                    true => file.persist(&path),
-                    false => file.persist_noclobber(&path),
-                };
-                moved.map_err(|e| taken(&path, e.error))?;
-            }
-            Temporary::Directory(new) => {
-                sync_tree(new.path())?;
-                match exists {
-                    true => replace(new, &path)?,
-                    false => {
-                        rename_new(new.path(), &path).map_err(|e| taken(&path, e))?;
-                        let _ = new.keep();
-                    }
-                }
-            }
-        }
-        sync_directory(path.parent().unwrap_or(Path::new(".")))
+    /// Whether the destination exists; refuses if it does and may not be replaced.
+    pub fn check(&self) -> Result<bool> {
+        check(&self.path, self.directory, self.force)
     }
-}
 
-/// Begins the names of temporary siblings; the reader knows leftovers of interrupted runs by it.
-fn prefix(name: &OsStr) -> OsString {
-    let mut prefix = OsString::from(".");
-    // File systems allow 255 bytes.
-    if name.len() <= 200 {
-        prefix.push(name);
+    /// Makes everything durable and moves it onto the destination. What is removed afterwards is the place only.
+    pub fn publish(&mut self) -> Result<()> {
+        let exists = self.check()?;
+        let (path, new) = (&self.path, self.work.output());
+        match self.directory {
+            true => sync_tree(&new)?,
+            false => sync_file(&new)?,
+        }
+        match (self.directory, exists) {
+            (true, true) => {
+                // from here on the place may hold what was replaced
+                Manifest::remove(self.work.path())?;
+                replace(&new, path, &self.work.replaced())?;
+            }
+            (false, _) if self.force => fs::rename(&new, path).map_err(|e| taken(path, e))?,
+            _ => rename_new(&new, path).map_err(|e| taken(path, e))?,
+        }
+        sync_directory(path.parent().unwrap_or(Path::new(".")))?;
+        let removed = self.work.remove();
+        removed.map_err(|e| Error::io(REMOVAL, self.work.path())(io::Error::other(e.to_string())))
     }
-    prefix.push(".monoquant-");
-    prefix
 }
 
 /// Whether the destination exists; refuses if it does and may not be replaced.
@@ -260,37 +242,24 @@ fn taken(path: &Path, error: io::Error) -> Error {
 /// Said when the output is complete and only the cleaning up failed.
 const REMOVAL: &str = "remove what was replaced, while the new output is in place,";
 
-/// Puts a new directory in the place of an existing one, and removes that.
-fn replace(new: TempDir, path: &Path) -> Result<()> {
-    if exchange(new.path(), path).is_err() {
-        return replace_in_steps(new, path);
+/// Puts a new directory in the place of an existing one, which goes where the new one was, or to `aside`.
+fn replace(new: &Path, path: &Path, aside: &Path) -> Result<()> {
+    match exchange(new, path) {
+        Ok(()) => Ok(()),
+        Err(_) => replace_in_steps(new, path, aside),
     }
-    // Now the temporary name means the old directory.
-    let old = new.path().to_owned();
-    new.close().map_err(Error::io(REMOVAL, old))
 }
 
 /// The same where two paths cannot be swapped in one step.
-pub(super) fn replace_in_steps(new: TempDir, path: &Path) -> Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("."));
-    let name = path.file_name().unwrap_or_default();
-    let aside = tempfile::Builder::new()
-        .prefix(&prefix(name))
-        .tempdir_in(parent)
-        .map_err(Error::io("write in", parent))?;
-    let old = aside.path().join("old");
-    fs::rename(path, &old).map_err(Error::io("move aside", path))?;
-    if let Err(e) = rename_new(new.path(), path) {
-        if let Err(lost) = fs::rename(&old, path) {
-            // It must not be removed with its temporary parent.
-            let kept = aside.keep().join("old");
-            return Err(Error::io("move back (it is what the output was to replace)", kept)(lost));
-        }
+pub(super) fn replace_in_steps(new: &Path, path: &Path, aside: &Path) -> Result<()> {
+    fs::rename(path, aside).map_err(Error::io("move aside", path))?;
+    if let Err(e) = rename_new(new, path) {
+        // If this fails, too, the next run moves it back.
+        fs::rename(aside, path)
+            .map_err(Error::io("move back (it is what the output was to replace)", aside))?;
         return Err(Error::io("move the output to", path)(e));
     }
-    let _ = new.keep();
-    let place = aside.path().to_owned();
-    aside.close().map_err(Error::io(REMOVAL, place))
+    Ok(())
 }
 
 /// Swaps two paths in one step, where the file system can.
@@ -307,7 +276,7 @@ fn exchange(a: &Path, b: &Path) -> io::Result<()> {
     }
 }
 
-/// Renames a directory to a name that must not be taken.
+/// Renames a file or a directory to a name that must not be taken.
 fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android", target_os = "macos"))]
     {
@@ -320,7 +289,15 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
             Err(e) => return Err(e.into()),
         }
     }
-    // What appears between this look and the rename is safe unless it is an empty directory.
+    // A second name for a file, which is refused where the name is taken.
+    if from.is_file() {
+        match fs::hard_link(from, to) {
+            Ok(()) => return fs::remove_file(from),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(e),
+            Err(_) => {} // a file system without
+        }
+    }
+    // What appears between this look and the rename is safe unless it is a file or an empty directory.
     match fs::symlink_metadata(to) {
         Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
         Err(_) => fs::rename(from, to),
@@ -328,7 +305,7 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Flushes a file to the disk.
-fn sync_file(path: &Path) -> Result<()> {
+pub(super) fn sync_file(path: &Path) -> Result<()> {
     // Windows flushes only what is open for writing.
     let file = fs::OpenOptions::new().write(true).open(path).map_err(Error::io("open", path))?;
     file.sync_all().map_err(Error::io("flush", path))
@@ -347,7 +324,7 @@ fn sync_tree(directory: &Path) -> Result<()> {
 }
 
 /// Flushes a directory's names to the disk, where directories can be flushed.
-fn sync_directory(path: &Path) -> Result<()> {
+pub(super) fn sync_directory(path: &Path) -> Result<()> {
     #[cfg(unix)]
     {
         let directory = fs::File::open(path).map_err(Error::io("open", path))?;

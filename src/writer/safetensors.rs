@@ -14,7 +14,9 @@ const LONGEST_HEADER: usize = 100_000_000;
 
 /// Works out header and places of a file.
 ///
-/// Tensors lie by element size, largest first, then by name, so that every one is aligned to its elements.
+/// Tensors lie in the order of the layout, in which they are written, so that the file is complete from its start on and
+/// can be hashed while the rest is made. Where one would not be aligned to its elements, they all lie by element size,
+/// largest first, then by name.
 pub(super) fn place(layout: &FileLayout, lengths: &[u64]) -> Result<Placed, String> {
     let tensors = &layout.tensors;
     if tensors.iter().any(|t| t.name == "__metadata__") {
@@ -25,10 +27,14 @@ pub(super) fn place(layout: &FileLayout, lengths: &[u64]) -> Result<Placed, Stri
     }
     let mut order: Vec<usize> = (0..tensors.len()).collect();
     let size = |&i: &usize| tensors[i].dtype.size();
-    order.sort_by_key(|i| Reverse(size(i)));
-    // names mostly come in order, which a sort of each size by itself can see
-    for same in order.chunk_by_mut(|a, b| size(a) == size(b)) {
-        same.sort_by(|&a, &b| tensors[a].name.cmp(&tensors[b].name));
+    let mut starts =
+        lengths.iter().scan(0u64, |end, &length| Some(std::mem::replace(end, end.wrapping_add(length))));
+    if !order.iter().all(|i| starts.next().is_some_and(|start| start.is_multiple_of(size(i) as u64))) {
+        order.sort_by_key(|i| Reverse(size(i)));
+        // names mostly come in order, which a sort of each size by itself can see
+        for same in order.chunk_by_mut(|a, b| size(a) == size(b)) {
+            same.sort_by(|&a, &b| tensors[a].name.cmp(&tensors[b].name));
+        }
     }
     let mut spans = vec![(0, 0); lengths.len()];
     let mut end = 0u64;

@@ -50,7 +50,7 @@ fn fill(writer: &Writer, layouts: &[FileLayout]) {
 fn write(dest: &Destination, layouts: &[FileLayout], force: bool) -> Result<()> {
     let writer = Writer::create(dest, layouts.to_vec(), force)?;
     fill(&writer, layouts);
-    writer.commit()
+    writer.commit().map(drop)
 }
 
 /// Names in a directory, hidden ones too.
@@ -370,14 +370,15 @@ fn directories_are_replaced_where_swapping_is_unknown() {
     let (a, b) = (tmp.path().join("a"), tmp.path().join("b"));
     fs::create_dir(&a).unwrap();
     fs::write(a.join("old"), "").unwrap();
-    let new = tempfile::Builder::new().prefix("new").tempdir_in(tmp.path()).unwrap();
-    fs::write(new.path().join("fresh"), "").unwrap();
-    destination::replace_in_steps(new, &a).unwrap();
-    assert_eq!((names(tmp.path()), names(&a)), (vec!["a".into()], vec!["fresh".into()]));
+    let (new, aside) = (tmp.path().join("new"), tmp.path().join("aside"));
+    fs::create_dir(&new).unwrap();
+    fs::write(new.join("fresh"), "").unwrap();
+    destination::replace_in_steps(&new, &a, &aside).unwrap();
+    assert_eq!((names(tmp.path()), names(&a)), (vec!["a".into(), "aside".into()], vec!["fresh".into()]));
+    assert_eq!(names(&aside), ["old"]);
 
     // The second step fails, as the new directory is gone: the old one comes back.
-    let new = tempfile::tempdir_in(tmp.path()).unwrap();
-    fs::rename(new.path(), &b).unwrap();
-    says(destination::replace_in_steps(new, &a), &["cannot move the output"]);
+    fs::rename(&aside, &b).unwrap();
+    says(destination::replace_in_steps(&new, &a, &aside), &["cannot move the output"]);
     assert_eq!((names(tmp.path()), names(&a)), (vec!["a".into(), "b".into()], vec!["fresh".into()]));
 }

@@ -47,9 +47,9 @@ MODELS = {
     "vit": (T.ViTForImageClassification, T.ViTConfig(**ENCODER, image_size=32, patch_size=8, num_labels=10)),
 }
 TIED = {"gpt2", "llama, tied", "t5", "bert"}
-# Options, SQNR of every layer in dB (measured: 20.0 to 20.7, and 43.0 to 45.5), and relative error of the logits
+# Options, SQNR of every layer in dB (measured: 21.3 to 22.0, and 43.0 to 45.5), and relative error of the logits
 # (measured: 0.12 to 0.26, and 0.007 to 0.016).
-INT4 = (["--bits", 4, "--group-size", 32, "--on-mismatch", "shrink"], (19.5, 21.5), 0.3)
+INT4 = (["--bits", 4, "--group-size", 32, "--on-mismatch", "shrink"], (21.0, 22.5), 0.3)
 INT8 = (["--bits", 8], (42.5, 46), 0.03)
 W8A16 = ["--preset", "w8a16"]
 

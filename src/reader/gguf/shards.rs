@@ -74,6 +74,7 @@ impl Checkpoint {
         let count = files.len() as u64;
         let mut stated = None;
         for (number, path) in files.into_iter().enumerate() {
+            self.stamps.add(&path)?;
             let header = read_header(&path)?;
             let Some(keys) = &header.gguf else {
                 return Err(Error::format(&path, "is no GGUF file, as the others of the model are"));
