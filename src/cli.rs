@@ -11,6 +11,7 @@ macro_rules! complain {
 }
 
 mod args;
+pub mod log;
 mod show;
 
 use crate::{
@@ -48,8 +49,11 @@ fn line(to: &mut dyn Write, text: &str) {
         .chars()
         .flat_map(|c| if c.is_control() && c != '\n' { c.escape_default().collect() } else { vec![c] })
         .collect();
-    let written = writeln!(to, "{visible}").and_then(|()| to.flush());
-    if written.is_err_and(|e| e.kind() != ErrorKind::BrokenPipe) {
+    written(writeln!(to, "{visible}").and_then(|()| to.flush()));
+}
+
+fn written(outcome: std::io::Result<()>) {
+    if outcome.is_err_and(|e| e.kind() != ErrorKind::BrokenPipe) {
         LOST.store(true, Ordering::Relaxed);
     }
 }
@@ -66,8 +70,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             return u8::try_from(e.exit_code()).unwrap_or(2);
         }
     };
+    log::start(cli.verbose);
     catch_signals();
-    match dispatch(cli.command) {
+    let start = Instant::now();
+    let outcome = dispatch(cli.command, start);
+    tracing::info!(milliseconds = start.elapsed().as_millis() as u64, failed = outcome.is_err(), "ended");
+    match outcome {
         Ok(()) if LOST.load(Ordering::Relaxed) => {
             complain!("error: the output could not be written");
             1
@@ -84,7 +92,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
 pub fn request(options: &[String]) -> Result<(Request, OnNonFinite)> {
     let whole = ["monoquant", "quantize", "--model", "memory"].into_iter().map(str::to_owned);
     match Cli::try_parse_from(whole.chain(options.iter().cloned())) {
-        Ok(Cli { command: Command::Quantize(args) }) => Ok((args.request()?, args.on_non_finite())),
+        Ok(Cli { command: Command::Quantize(args), .. }) => Ok((args.request()?, args.on_non_finite())),
         Ok(_) => Err(Error::Usage("internal error: options of another command".into())),
         Err(e) => {
             let text = e.to_string();
@@ -113,8 +121,7 @@ fn catch_signals() {
     });
 }
 
-fn dispatch(command: Command) -> Result<()> {
-    let start = Instant::now();
+fn dispatch(command: Command, start: Instant) -> Result<()> {
     match command {
         Command::Quantize(args) => {
             let request = args.request()?;
@@ -170,10 +177,12 @@ fn write(start: Instant, prepared: Prepared, mut settings: Settings, out: &Out) 
     if out.profile.is_some() && out.profile == out.report {
         return Err(Error::Usage("--report and --profile name the same file; name two".into()));
     }
-    if let Some(path) = &out.profile {
-        let profile = Profile::create(path, start)?;
+    settings.profile = match &out.profile {
+        Some(path) => Some(Profile::create(path, start)?),
+        None => Profile::logged(start),
+    };
+    if let Some(profile) = &settings.profile {
         drop(profile.since(start, Stage::Plan));
-        settings.profile = Some(profile);
     }
     let quiet = out.quiet || out.json;
     if !quiet {
@@ -181,9 +190,7 @@ fn write(start: Instant, prepared: Prepared, mut settings: Settings, out: &Out) 
             complain!("note: {note}");
         }
     }
-    let opening = settings.profile.as_ref().map(|profile| profile.span(Stage::Device));
     let mut device = quantize::open(&prepared, &settings)?;
-    drop(opening);
     if !quiet {
         complain!("device: {}", device.why);
     }

@@ -13,7 +13,7 @@ use crate::{
     tensor::Float,
 };
 use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
 use std::path::PathBuf;
 
 /// Quantizes neural-network weights on any GPU, or none, to the same bytes.
@@ -22,6 +22,10 @@ use std::path::PathBuf;
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+    /// Log on stderr what is decided for each tensor, and how long each stage takes; -vv every tile (RUST_LOG, if set,
+    /// says instead: monoquant=info, …)
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
 }
 
 #[derive(Subcommand)]

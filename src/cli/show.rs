@@ -9,12 +9,21 @@ use crate::{
     validate::Validation,
 };
 use comfy_table::{Cell, CellAlignment, Table, presets};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
     cell::Cell as Shared,
     io::IsTerminal,
+    sync::LazyLock,
     time::{Duration, Instant},
 };
+
+/// The bars on the screen, which lines of the log must not tear.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// Takes bars off the screen while something else is written.
+pub fn beside_bars(write: impl FnOnce()) {
+    BARS.suspend(write);
+}
 
 /// A bar with rate and time left on a terminal, a line from time to time elsewhere.
 pub struct Progress {
@@ -35,7 +44,7 @@ impl Progress {
         let bar = if quiet || !terminal {
             ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden())
         } else {
-            ProgressBar::new(total)
+            BARS.add(ProgressBar::new(total))
         };
         let style = "{bar:32} {percent:>3} %  {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
         if let Ok(style) = ProgressStyle::with_template(style) {
