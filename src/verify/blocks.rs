@@ -145,14 +145,12 @@ mod tests {
     #[test]
     fn blocks_are_read_as_the_kernel_does_and_within_their_bounds() {
         for block in Block::ALL {
-            for kind in ["gaussian", "positive", "equal", "ties", "zeros", "subnormal", "extremes"] {
+            for kind in ["gaussian", "positive", "equal", "ties", "zeros", "subnormal"] {
                 for dtype in Float::ALL {
                     let input = data(kind, 2048, dtype, 9);
                     let weights: Vec<f32> = input.chunks(dtype.size()).map(|b| dtype.decode(b)).collect();
                     let (buffers, bytes) = quantized(block, dtype, &input);
-                    if buffers.counts[0] > 0 {
-                        continue; // refused: f16 holds no such scale
-                    }
+                    assert_eq!(buffers.counts[0], 0, "f16 holds the scales");
                     let decoded = dequantized(block, &bytes);
                     let mut outcome = Outcome::default();
                     for (b, bytes) in bytes.chunks_exact(block.bytes()).enumerate() {
