@@ -57,7 +57,9 @@ fn raised(error: Error) -> PyErr {
     let class = match cause {
         Error::Usage(_) => "ConfigurationError",
         Error::Format { .. } | Error::Io { .. } | Error::Changed { .. } => "InputError",
-        Error::Refused(_) | Error::Device(_) | Error::Unfinished { .. } => "QuantizationError",
+        Error::Refused(_) | Error::Device(_) | Error::Differs(_) | Error::Unfinished { .. } => {
+            "QuantizationError"
+        }
         Error::Interrupted => return pyo3::exceptions::PyKeyboardInterrupt::new_err(error.to_string()),
     };
     Python::attach(|py| {

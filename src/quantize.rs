@@ -51,6 +51,8 @@ pub struct Settings {
     pub force: bool,
     /// Go on with what an unfinished run of the same version, input and options has finished.
     pub resume: bool,
+    /// Hold the output against the input before it takes its place.
+    pub verify: bool,
     /// What computes.
     pub device: device::Choice,
     /// Bytes of memory to stay under.
@@ -69,6 +71,7 @@ impl Default for Settings {
             output: None,
             force: false,
             resume: false,
+            verify: false,
             device: device::Choice::Auto,
             max_memory: 512 << 20,
             tile_bytes: None,
