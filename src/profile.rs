@@ -233,9 +233,15 @@ impl Span {
 
 impl What {
     fn log(&self, duration: Duration) {
-        let What { stage, kernels, tensor, bytes } = self;
-        let micros = duration.as_micros() as u64;
-        tracing::debug!(stage = stage.name(), tensor = tensor.as_ref(), kernels, bytes, micros, "span");
+        let said = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        tracing::debug!(
+            stage = self.stage.name(),
+            tensor = said(&self.tensor),
+            kernels = said(&self.kernels),
+            bytes = Some(self.bytes).filter(|&bytes| bytes > 0),
+            micros = duration.as_micros() as u64,
+            "span"
+        );
     }
 }
 
