@@ -37,22 +37,22 @@ fn minmax(params: &TileParams, b: &mut TileBuffers) {
 pub(super) fn group_range(params: &TileParams, input: &[u32], group: u32) -> [u32; 2] {
     let span = (group * params.group_len) as usize..((group + 1) * params.group_len) as usize;
     if params.input_dtype == F32 {
-        let (mut low, mut high) = (0, 0);
+        let (mut low, mut high) = (u32::MAX, 0);
         for &x in &input[span] {
             let up = ordered(x);
-            low = low.max(!up);
+            low = low.min(up);
             high = high.max(up);
         }
-        return [low, high];
+        return [!low, high];
     }
     let halves: &[u16] = bytemuck::cast_slice(input);
-    let (mut low, mut high) = (0u16, 0u16);
+    let (mut low, mut high) = (u16::MAX, 0u16);
     for &h in &halves[span] {
         let up = h ^ (((h as i16 >> 15) as u16) | 0x8000);
-        low = low.max(!up);
+        low = low.min(up);
         high = high.max(up);
     }
-    [low, high].map(u32::from)
+    [!low, high].map(u32::from)
 }
 
 /// What [`group_range`] found, as ranges are kept.

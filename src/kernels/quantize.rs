@@ -9,7 +9,7 @@ use super::{
 };
 use bytemuck::Pod;
 use multiversion::{multiversion, target::target_cfg_f};
-use std::{hint::black_box, ops::Range};
+use std::ops::Range;
 
 /// The step.
 pub const KERNEL: Kernel = Kernel {
@@ -72,6 +72,7 @@ fn quantize(params: &TileParams, b: &mut TileBuffers) {
     let fused = cfg!(target_arch = "aarch64") || target_cfg_f!(target_feature = "fma");
     let groups = params.groups as usize;
     let together = (SPAN / params.group_len.max(1) as usize).max(1);
+    let mut sums = Sums([[[0.0; LANES / 4]; 2 * TOGETHER]; 4]);
     for first in (0..groups).step_by(together) {
         let last = (first + together).min(groups);
         if params.scaled == 0 {
@@ -84,16 +85,22 @@ fn quantize(params: &TileParams, b: &mut TileBuffers) {
             range_qparams(params, ranges, &mut b.scales[first..last], &mut b.zero_points[first..last]);
         }
         if params.bits == 8 {
-            encode::<u16>(params, b, first..last, fused);
+            encode::<u16>(params, b, first..last, &mut sums, fused);
         } else {
-            encode::<u8>(params, b, first..last, fused);
+            encode::<u8>(params, b, first..last, &mut sums, fused);
         }
     }
 }
 
 /// Codes and errors of some groups.
 #[inline(always)]
-fn encode<C: Codes>(params: &TileParams, b: &mut TileBuffers, groups: Range<usize>, fused: bool) {
+fn encode<C: Codes>(
+    params: &TileParams,
+    b: &mut TileBuffers,
+    groups: Range<usize>,
+    sums: &mut Sums,
+    fused: bool,
+) {
     let f16 = |h: u32| flush(f16_to_f32(h));
     let f16 = |pair: u32| [f16(pair & 0xffff), f16(pair >> 16)];
     // below the normals every code is that of zero, whatever the scale
@@ -101,11 +108,13 @@ fn encode<C: Codes>(params: &TileParams, b: &mut TileBuffers, groups: Range<usiz
     let f32 = |pair: [u32; 2]| pair.map(flush);
     let input = std::mem::take(&mut b.input);
     match (params.input_dtype, params.scale_dtype) {
-        (F32, _) => encode_pairs::<false, C, _>(params, input.as_chunks::<2>().0, f32, b, groups, fused),
-        (F16, F32) => encode_pairs::<false, C, _>(params, &input, f16, b, groups, fused),
-        (F16, _) => encode_pairs::<true, C, _>(params, &input, f16, b, groups, fused),
-        (_, F32) => encode_pairs::<false, C, _>(params, &input, bf16, b, groups, fused),
-        (_, _) => encode_pairs::<true, C, _>(params, &input, bf16, b, groups, fused),
+        (F32, _) => {
+            encode_pairs::<false, C, _>(params, input.as_chunks::<2>().0, f32, b, groups, sums, fused)
+        }
+        (F16, F32) => encode_pairs::<false, C, _>(params, &input, f16, b, groups, sums, fused),
+        (F16, _) => encode_pairs::<true, C, _>(params, &input, f16, b, groups, sums, fused),
+        (_, F32) => encode_pairs::<false, C, _>(params, &input, bf16, b, groups, sums, fused),
+        (_, _) => encode_pairs::<true, C, _>(params, &input, bf16, b, groups, sums, fused),
     }
     b.input = input;
 }
@@ -117,6 +126,7 @@ fn encode_pairs<const HALVES: bool, C: Codes, T: Copy + Default>(
     decode: impl Fn(T) -> [u32; 2] + Copy,
     b: &mut TileBuffers,
     groups: Range<usize>,
+    sums: &mut Sums,
     fused: bool,
 ) {
     // whole pairs, as rows and groups are whole runs of eight
@@ -125,15 +135,59 @@ fn encode_pairs<const HALVES: bool, C: Codes, T: Copy + Default>(
     let span = groups.start * group_len..groups.end * group_len;
     let out: &mut [C] = &mut bytemuck::cast_slice_mut(&mut b.output)[span.clone()];
     let qparams = b.scales[groups.clone()].iter().zip(&b.zero_points[groups.clone()]);
-    let errors = b.errors[groups.start * per_group..groups.end * per_group].chunks_exact_mut(per_group);
+    let mut errors = b.errors[groups.start * per_group..groups.end * per_group].chunks_mut(TOGETHER);
     let weights = weights[span].chunks_exact(group_len);
-    for (((weights, out), errors), (&scale, &zero_point)) in
-        weights.zip(out.chunks_exact_mut(group_len)).zip(errors).zip(qparams)
-    {
+    let mut coded = 0;
+    for ((weights, out), (&scale, &zero_point)) in weights.zip(out.chunks_exact_mut(group_len)).zip(qparams) {
         let coder = Coder::new(params, scale, zero_point, fused);
-        for ((weights, out), errors) in weights.chunks(chunk_len).zip(out.chunks_mut(chunk_len)).zip(errors) {
-            *errors = coder.code::<HALVES, C, T>(weights, decode, out);
+        let mut at = 0;
+        while at < group_len {
+            let end = (at + chunk_len).min(group_len);
+            sums.set(coded, coder.code::<HALVES, C, T>(&weights[at..end], decode, &mut out[at..end]));
+            coded += 1;
+            if coded == TOGETHER {
+                sums.add_up(errors.next().unwrap_or_default());
+                coded = 0;
+            }
+            at = end;
         }
+    }
+    if let Some(errors) = errors.next() {
+        sums.add_up(errors);
+    }
+}
+
+/// Chunks whose sums are added up together.
+const TOGETHER: usize = 64;
+
+/// Partial sums of chunks, of both kinds: their first quarters, their second ones, and so on, so that vectors hold parts
+/// of several chunks.
+#[repr(align(64))]
+struct Sums([[[f32; LANES / 4]; 2 * TOGETHER]; 4]);
+
+impl Sums {
+    #[inline(always)]
+    fn set(&mut self, chunk: usize, sums: [[f32; LANES]; 2]) {
+        for (kind, sums) in sums.iter().enumerate() {
+            for (quarters, part) in self.0.iter_mut().zip(sums.as_chunks().0) {
+                quarters[2 * chunk + kind] = *part;
+            }
+        }
+    }
+
+    /// The sums of the first chunks.
+    #[inline(always)]
+    fn add_up(&self, errors: &mut [[f32; 2]]) {
+        let [a, b, c, d] = self.0.each_ref().map(|quarters| quarters.as_flattened());
+        let mut four = [0.0; LANES / 2 * TOGETHER];
+        for i in 0..four.len() {
+            four[i] = (a[i] + b[i]) + (c[i] + d[i]);
+        }
+        let mut sums = [0.0; 2 * TOGETHER];
+        for (sum, [a, b, c, d]) in sums.iter_mut().zip(four.as_chunks().0) {
+            *sum = (a + c) + (b + d);
+        }
+        errors.copy_from_slice(&sums.as_chunks().0[..errors.len()]);
     }
 }
 
@@ -141,11 +195,10 @@ fn encode_pairs<const HALVES: bool, C: Codes, T: Copy + Default>(
 struct Coder {
     scale: f32,
     inverse: f32,
-    /// Added to a quotient: rounds it to its code.
+    /// Added to a quotient: rounds it to its code as it is stored. (What is added to codes there is even: ties stay.)
     shift: f32,
     lowest: f32,
     highest: f32,
-    offset: u32,
     /// Whether the machine multiplies and adds in one step.
     fused: bool,
 }
@@ -153,25 +206,25 @@ struct Coder {
 impl Coder {
     #[inline(always)]
     fn new(params: &TileParams, scale: u32, zero_point: i32, fused: bool) -> Self {
+        let stored = |code: i32| MAGIC + (code + params.code_offset) as f32;
         Coder {
             scale: f32::from_bits(scale),
             inverse: 1.0 / f32::from_bits(scale),
-            shift: MAGIC + zero_point as f32,
-            lowest: MAGIC + params.qmin as f32,
-            highest: MAGIC + params.qmax as f32,
-            offset: params.code_offset as u32,
+            shift: stored(zero_point),
+            lowest: stored(params.qmin),
+            highest: stored(params.qmax),
             fused,
         }
     }
 
-    /// Codes pairs of weights, and returns the sums of [`super::error`].
+    /// Codes pairs of weights, and returns the sums of [`super::error`], in parts.
     #[inline(always)]
     fn code<const HALVES: bool, C: Codes, T: Copy + Default>(
         &self,
         weights: &[T],
         decode: impl Fn(T) -> [u32; 2] + Copy,
         codes: &mut [C],
-    ) -> [f32; 2] {
+    ) -> [[f32; LANES]; 2] {
         let mut sums = [[0.0; LANES]; 2];
         let (long, rest) = weights.as_chunks::<{ 4 * LANES }>();
         let (code_long, code_rest) = codes.as_chunks_mut::<{ 4 * LANES }>();
@@ -192,7 +245,7 @@ impl Coder {
             self.run::<HALVES, C, T>(&run, decode, &mut codes, &mut sums);
             code_rest.copy_from_slice(&codes[..rest.len()]);
         }
-        totals(sums)
+        sums
     }
 
     /// Codes some pairs, and adds to the sums of squared quotients and errors.
@@ -227,7 +280,7 @@ impl Coder {
         code = if code > self.lowest { code } else { self.lowest };
         code = if code < self.highest { code } else { self.highest };
         let error = quotient - (code - self.shift);
-        (code.to_bits().wrapping_add(self.offset), quotient, error)
+        (code.to_bits(), quotient, error)
     }
 
     /// Errors are outside the contract on bytes: one rounding or two, as the machine likes.
@@ -235,26 +288,6 @@ impl Coder {
     fn square_added(&self, x: f32, sum: f32) -> f32 {
         if self.fused { x.mul_add(x, sum) } else { x * x + sum }
     }
-}
-
-/// The sums of both, side by side in few steps of vectors.
-#[inline(always)]
-fn totals(sums: [[f32; LANES]; 2]) -> [f32; 2] {
-    // opaque between the steps, or the compiler would sum in the order that comes last, from small parts, all along
-    let [signal, noise] = black_box(sums);
-    let mut sums = [0.0; LANES];
-    for i in 0..8 {
-        sums[i] = signal[i] + signal[i + 8];
-        sums[i + 8] = noise[i] + noise[i + 8];
-    }
-    let from = black_box(sums);
-    let mut sums = [0.0; 8];
-    for i in 0..4 {
-        sums[i] = from[i] + from[i + 4];
-        sums[i + 4] = from[i + 8] + from[i + 12];
-    }
-    let from = black_box(sums);
-    [(from[0] + from[2]) + (from[1] + from[3]), (from[4] + from[6]) + (from[5] + from[7])]
 }
 
 #[cfg(test)]
