@@ -57,6 +57,10 @@ impl Pipelines {
             let stored = taken.map(|kept| kept.pipelines).unwrap_or_default();
             Some(DriverCache { cache, path, stored, used: BTreeSet::new() })
         });
+        if let Some((from, _)) = options.corrupt {
+            let found = kernels::ALL.iter().any(|kernel| kernels::source(kernel, shape).contains(from));
+            assert!(found, "no shader has {from:?}, so that a test would corrupt nothing");
+        }
         Pipelines { layout, shape, corrupt: options.corrupt, compiled: HashMap::new(), cache }
     }
 
