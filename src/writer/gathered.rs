@@ -1,23 +1,39 @@
-//! Small writes, joined: neighbours that come one after another go to the file together.
+//! Small writes, joined: neighbours go to the file together, in whatever order they come.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
 
 /// Writes of so many bytes go to the file on their own.
 const SMALL: usize = 64 << 10;
 /// A run of so many bytes is written.
 const LONG: usize = 256 << 10;
-/// Runs that may wait at a time. Codes, scales, zero points and shapes of layers grow side by side.
-const RUNS: usize = 16;
+/// Runs that may wait at a time. Shapes come long before the codes and scales that lie between them.
+const RUNS: usize = 256;
+/// Bytes that may wait at a time.
+const MOST: usize = 4 << 20;
 
-/// Bytes that wait to be written, in runs of neighbours. All together they take at most 5 MiB.
+/// Bytes that wait to be written, in runs of neighbours.
 #[derive(Debug, Default)]
-pub(super) struct Gathered(Mutex<Vec<Run>>);
+pub(super) struct Gathered(Mutex<Waiting>);
 
-#[derive(Debug)]
+/// A file, and a byte of it.
+type Place = (usize, u64);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    runs: BTreeMap<Place, Run>,
+    /// Of all runs.
+    bytes: usize,
+    writes: u64,
+}
+
+#[derive(Debug, Default)]
 struct Run {
-    file: usize,
-    start: u64,
     bytes: Vec<u8>,
+    /// The write that it grew by last.
+    grown: u64,
 }
 
 impl Gathered {
@@ -32,37 +48,52 @@ impl Gathered {
         if bytes.len() >= SMALL {
             return put(file, at, bytes);
         }
-        let mut runs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let goes_on = |run: &Run| run.file == file && run.start + run.bytes.len() as u64 == at;
-        let Some(i) = runs.iter().position(goes_on) else {
-            // the run that waited longest since it grew makes room, and lends its memory
-            let old = if runs.len() == RUNS { Some(runs.remove(0)) } else { None };
-            let mut memory = match old {
-                Some(Run { file, start, bytes }) => put(file, start, &bytes).map(|()| bytes)?,
-                None => Vec::new(),
-            };
-            memory.clear();
-            memory.extend_from_slice(bytes);
-            runs.push(Run { file, start: at, bytes: memory });
-            return Ok(());
-        };
-        let mut run = runs.remove(i);
-        run.bytes.extend_from_slice(bytes);
-        if run.bytes.len() >= LONG {
-            put(run.file, run.start, &run.bytes)?;
-            run.start += run.bytes.len() as u64;
-            run.bytes.clear();
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let run = waiting.join(file, at, bytes);
+        if waiting.runs[&run].bytes.len() >= LONG {
+            put(file, run.1, &waiting.take(run))?;
         }
-        runs.push(run);
+        while (waiting.runs.len() > RUNS || waiting.bytes > MOST)
+            && let Some(run) = waiting.oldest()
+        {
+            put(run.0, run.1, &waiting.take(run))?;
+        }
         Ok(())
     }
 
     /// Hands everything to `put`: before bytes are read again, and at the end.
     pub fn flush<E>(&self, put: impl Fn(usize, u64, &[u8]) -> Result<(), E>) -> Result<(), E> {
-        let mut runs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        runs.drain(..)
-            .filter(|run| !run.bytes.is_empty())
-            .try_for_each(|run| put(run.file, run.start, &run.bytes))
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Waiting { runs, .. } = std::mem::take(&mut *waiting);
+        runs.iter().try_for_each(|(&(file, at), run)| put(file, at, &run.bytes))
+    }
+}
+
+impl Waiting {
+    /// Bytes, the run that they go on, and the run that goes on them become one.
+    fn join(&mut self, file: usize, at: u64, bytes: &[u8]) -> Place {
+        self.writes += 1;
+        self.bytes += bytes.len();
+        let before = self.runs.range(..(file, at)).next_back();
+        let before = before.filter(|((f, start), run)| (*f, start + run.bytes.len() as u64) == (file, at));
+        let place = before.map_or((file, at), |(place, _)| *place);
+        let after = self.runs.remove(&(file, at + bytes.len() as u64)).unwrap_or_default();
+        let run = self.runs.entry(place).or_default();
+        run.grown = self.writes;
+        run.bytes.extend_from_slice(bytes);
+        run.bytes.extend_from_slice(&after.bytes);
+        place
+    }
+
+    /// The run that waited longest since it grew.
+    fn oldest(&self) -> Option<Place> {
+        self.runs.iter().min_by_key(|(_, run)| run.grown).map(|(place, _)| *place)
+    }
+
+    fn take(&mut self, place: Place) -> Vec<u8> {
+        let bytes = self.runs.remove(&place).unwrap_or_default().bytes;
+        self.bytes -= bytes.len();
+        bytes
     }
 }
 
@@ -84,7 +115,7 @@ mod tests {
     fn neighbours_are_written_together_and_nothing_is_lost() {
         let (gathered, puts) = (Gathered::default(), Puts::default());
         let each = 1000;
-        let streams = RUNS as u64;
+        let streams = MOST as u64 / LONG as u64 - 1;
         let count = 2 * (LONG / each) as u64;
         for i in 0..count {
             for stream in 0..streams {
@@ -111,12 +142,34 @@ mod tests {
     }
 
     #[test]
+    fn bytes_join_what_lies_before_and_behind_them() {
+        let (gathered, puts) = (Gathered::default(), Puts::default());
+        let add = |at, byte| gathered.add(0, at, &[byte; 10], put(&puts)).unwrap();
+        // as layers do: shapes long before, then codes, then scales, which lie before the codes
+        (0..100).for_each(|layer| add(30 * layer + 20, 3));
+        for layer in 0..100 {
+            add(30 * layer + 10, 2);
+            add(30 * layer, 1);
+        }
+        gathered.flush(put(&puts)).unwrap();
+        let layer = [[1; 10], [2; 10], [3; 10]].concat();
+        assert_eq!(puts.into_inner(), [(0, 0, layer.repeat(100))]);
+    }
+
+    #[test]
     fn more_runs_than_may_wait_are_written_oldest_first() {
         let (gathered, puts) = (Gathered::default(), Puts::default());
         for i in 0..RUNS as u64 + 2 {
             gathered.add(0, 10 * i, &[i as u8], put(&puts)).unwrap();
         }
         assert_eq!(*puts.borrow(), [(0, 0, vec![0]), (0, 10, vec![1])]);
+        let held = Gathered::default();
+        let (all, puts_of_all) = (vec![1; SMALL - 1], Puts::default());
+        for i in 0..1000 {
+            held.add(0, i << 20, &all, put(&puts_of_all)).unwrap();
+        }
+        let held = 1000 - puts_of_all.borrow().len();
+        assert!(held * all.len() <= MOST && held > 0, "{held} runs wait");
         let large = vec![7; SMALL];
         gathered.add(3, 5, &large, put(&puts)).unwrap();
         assert_eq!(puts.borrow()[2], (3, 5, large));
