@@ -70,7 +70,7 @@ pub struct Out {
     #[arg(short, long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
     /// Memory to stay under
-    #[arg(long, default_value = "512MiB", value_name = "SIZE")]
+    #[arg(long, default_value = "512MiB", value_name = "SIZE", value_parser = size)]
     pub max_memory: ByteSize,
     /// Only show the plan: a row a tensor, sizes before and after
     #[arg(long)]
@@ -88,7 +88,7 @@ pub struct Out {
     #[arg(long)]
     pub json: bool,
     /// Bytes of weights a tile; for tests
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, value_parser = size)]
     pub tile_bytes: Option<ByteSize>,
     /// Lose the GPU after so many tiles; for tests
     #[arg(long, hide = true)]
@@ -142,7 +142,7 @@ pub struct Dequantize {
     #[arg(long)]
     pub saturate: bool,
     /// Largest file of an output directory
-    #[arg(long, default_value = "5GB", value_name = "SIZE")]
+    #[arg(long, default_value = "5GB", value_name = "SIZE", value_parser = size)]
     max_shard_size: ByteSize,
 }
 
@@ -171,7 +171,7 @@ pub struct Convert {
     #[command(flatten)]
     pub out: Out,
     /// Largest file of an output directory
-    #[arg(long, default_value = "5GB", value_name = "SIZE")]
+    #[arg(long, default_value = "5GB", value_name = "SIZE", value_parser = size)]
     max_shard_size: ByteSize,
 }
 
@@ -183,6 +183,12 @@ impl Convert {
     pub fn max_shard_size(&self) -> u64 {
         self.max_shard_size.0
     }
+}
+
+/// A number of bytes. The parser's own message tells of its insides.
+fn size(text: &str) -> std::result::Result<ByteSize, String> {
+    let accepted = "accepted is a size above 0, such as 512MiB or 5GB";
+    text.parse().ok().filter(|size: &ByteSize| size.0 > 0).ok_or_else(|| accepted.to_owned())
 }
 
 fn format_names() -> PossibleValuesParser {
