@@ -11,6 +11,8 @@ macro_rules! complain {
 }
 
 mod args;
+mod checks;
+pub mod log;
 mod show;
 
 use crate::{
@@ -23,7 +25,7 @@ use crate::{
     profile::{Profile, Stage},
     quantize::{self, OnNonFinite, Prepared, Settings},
     report::Report,
-    unpack, validate,
+    reproduce, unpack, validate,
 };
 use args::{Cli, Command, Out};
 use clap::Parser;
@@ -48,8 +50,11 @@ fn line(to: &mut dyn Write, text: &str) {
         .chars()
         .flat_map(|c| if c.is_control() && c != '\n' { c.escape_default().collect() } else { vec![c] })
         .collect();
-    let written = writeln!(to, "{visible}").and_then(|()| to.flush());
-    if written.is_err_and(|e| e.kind() != ErrorKind::BrokenPipe) {
+    written(writeln!(to, "{visible}").and_then(|()| to.flush()));
+}
+
+fn written(outcome: std::io::Result<()>) {
+    if outcome.is_err_and(|e| e.kind() != ErrorKind::BrokenPipe) {
         LOST.store(true, Ordering::Relaxed);
     }
 }
@@ -59,15 +64,19 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Runs the command line; this is all that `main` and the Python entry point do.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
-    let cli = match Cli::try_parse_from(arguments) {
-        Ok(cli) => cli,
+    let (cli, said) = match args::parsed(arguments) {
+        Ok(parsed) => parsed,
         Err(e) => {
             let _ = e.print();
             return u8::try_from(e.exit_code()).unwrap_or(2);
         }
     };
+    log::start(cli.verbose);
     catch_signals();
-    match dispatch(cli.command) {
+    let start = Instant::now();
+    let outcome = dispatch(&cli.command, start, said);
+    tracing::info!(milliseconds = start.elapsed().as_millis() as u64, failed = outcome.is_err(), "ended");
+    match outcome {
         Ok(()) if LOST.load(Ordering::Relaxed) => {
             complain!("error: the output could not be written");
             1
@@ -84,7 +93,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
 pub fn request(options: &[String]) -> Result<(Request, OnNonFinite)> {
     let whole = ["monoquant", "quantize", "--model", "memory"].into_iter().map(str::to_owned);
     match Cli::try_parse_from(whole.chain(options.iter().cloned())) {
-        Ok(Cli { command: Command::Quantize(args) }) => Ok((args.request()?, args.on_non_finite())),
+        Ok(Cli { command: Command::Quantize(args), .. }) => Ok((args.request()?, args.on_non_finite())),
         Ok(_) => Err(Error::Usage("internal error: options of another command".into())),
         Err(e) => {
             let text = e.to_string();
@@ -113,27 +122,14 @@ fn catch_signals() {
     });
 }
 
-fn dispatch(command: Command) -> Result<()> {
-    let start = Instant::now();
+fn dispatch(command: &Command, start: Instant, said: Vec<String>) -> Result<()> {
     match command {
-        Command::Quantize(args) => {
-            let request = args.request()?;
-            let settings = args.out.settings()?;
-            let prepared = quantize::prepare(&args.model, &request, args.on_non_finite(), &settings)?;
-            write(start, prepared, settings, &args.out)
+        Command::Quantize(_) | Command::Dequantize(_) | Command::Convert(_) => {
+            let (prepared, settings, out) = planned(command)?;
+            write(start, prepared, settings, out, command, said)
         }
-        Command::Dequantize(args) => {
-            let settings = args.out.settings()?;
-            let prepared =
-                unpack::prepare(&args.model, args.dtype(), args.saturate, args.max_shard_size(), &settings)?;
-            write(start, prepared, settings, &args.out)
-        }
-        Command::Convert(args) => {
-            let settings = args.out.settings()?;
-            let prepared =
-                convert::prepare(&args.model, &args.formats()?, args.max_shard_size(), &settings)?;
-            write(start, prepared, settings, &args.out)
-        }
+        Command::Verify(args) => checks::check(args),
+        Command::Reproduce(args) => checks::reproduce(args),
         Command::Inspect(args) => {
             let inspection = inspect::inspect(&args.model())?;
             print(&inspection, args.json, || show::inspection(&inspection))
@@ -157,8 +153,39 @@ fn dispatch(command: Command) -> Result<()> {
     }
 }
 
-/// Runs a plan with progress, or only shows it.
-fn write(start: Instant, prepared: Prepared, mut settings: Settings, out: &Out) -> Result<()> {
+/// The plan of a command that writes a checkpoint.
+fn planned(command: &Command) -> Result<(Prepared, Settings, &Out)> {
+    match command {
+        Command::Quantize(args) => {
+            let request = args.request()?;
+            let settings = args.out.settings()?;
+            let prepared = quantize::prepare(&args.model, &request, args.on_non_finite(), &settings)?;
+            Ok((prepared, settings, &args.out))
+        }
+        Command::Dequantize(args) => {
+            let settings = args.out.settings()?;
+            let prepared =
+                unpack::prepare(&args.model, args.dtype(), args.saturate, args.max_shard_size(), &settings)?;
+            Ok((prepared, settings, &args.out))
+        }
+        Command::Convert(args) => {
+            let settings = args.out.settings()?;
+            let prepared = convert::prepare(&args.model, &args.formats()?, args.max_shard_size(), &settings)?;
+            Ok((prepared, settings, &args.out))
+        }
+        _ => Err(Error::Usage("internal error: a command that writes nothing".into())),
+    }
+}
+
+/// Runs a plan with progress, or only shows it. `said` is the command as its report is to hold it.
+fn write(
+    start: Instant,
+    prepared: Prepared,
+    settings: Settings,
+    out: &Out,
+    command: &Command,
+    said: Vec<String>,
+) -> Result<()> {
     if out.dry_run {
         return print(&prepared.plan.rows, out.json, || show::plan(&prepared));
     }
@@ -170,10 +197,29 @@ fn write(start: Instant, prepared: Prepared, mut settings: Settings, out: &Out) 
     if out.profile.is_some() && out.profile == out.report {
         return Err(Error::Usage("--report and --profile name the same file; name two".into()));
     }
-    if let Some(path) = &out.profile {
-        let profile = Profile::create(path, start)?;
+    let (report, profiled) = work(start, &prepared, settings, out, command, said)?;
+    print_report(&report, out)?;
+    if let Some(path) = &out.report {
+        save(path, &report)?;
+    }
+    profiled
+}
+
+/// Runs a plan with progress; its report, and whether its profile could be written.
+fn work(
+    start: Instant,
+    prepared: &Prepared,
+    mut settings: Settings,
+    out: &Out,
+    command: &Command,
+    said: Vec<String>,
+) -> Result<(Report, Result<()>)> {
+    settings.profile = match &out.profile {
+        Some(path) => Some(Profile::create(path, start)?),
+        None => Profile::logged(start),
+    };
+    if let Some(profile) = &settings.profile {
         drop(profile.since(start, Stage::Plan));
-        settings.profile = Some(profile);
     }
     let quiet = out.quiet || out.json;
     if !quiet {
@@ -181,29 +227,32 @@ fn write(start: Instant, prepared: Prepared, mut settings: Settings, out: &Out) 
             complain!("note: {note}");
         }
     }
-    let opening = settings.profile.as_ref().map(|profile| profile.span(Stage::Device));
-    let mut device = quantize::open(&prepared, &settings)?;
-    drop(opening);
+    let mut device = quantize::open(prepared, &settings)?;
     if !quiet {
         complain!("device: {}", device.why);
     }
-    let begun = quantize::begin(&prepared, &settings)?;
+    let begun = quantize::begin(prepared, &settings)?;
     if !quiet {
         for note in begun.notes() {
             complain!("note: {note}");
         }
     }
-    let progress = show::Progress::new(quantize::work_bytes(&prepared), quiet);
+    let progress = show::Progress::new(quantize::work_bytes(prepared), quiet);
     let report = begun.run(&mut device, &settings, &INTERRUPTED, &|bytes| progress.advance(bytes));
     progress.finish();
     // of a run that failed, too: threads may still be at work
     let profiled = settings.profile.map_or(Ok(()), |profile| profile.finish());
-    let report = report?;
-    print_report(&report, out)?;
-    if let Some(path) = &out.report {
-        save(path, &report)?;
+    let mut report = report?;
+    report.command = said;
+    if out.hash_input {
+        reproduce::hash(prepared.checkpoint.path(), &mut report.input)?;
     }
-    profiled
+    if let Command::Quantize(args) = command
+        && let Some(path) = args.calibration()
+    {
+        report.input.push(reproduce::beside(path)?);
+    }
+    Ok((report, profiled))
 }
 
 /// Refuses a file beside the output that could not be written, or would destroy something, before hours of work.
@@ -250,7 +299,14 @@ fn save(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(std::io::Error::other)
         .map_err(Error::io("write", path))?;
-    std::fs::write(path, text + "\n").map_err(Error::io("write", path))
+    // in one step, so that no half of it is ever there
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let new = path.with_file_name(format!(".{name}.monoquant-new"));
+    let saved = std::fs::write(&new, text + "\n").and_then(|()| std::fs::rename(&new, path));
+    saved.map_err(|e| {
+        let _ = std::fs::remove_file(&new);
+        Error::io("write", path)(e)
+    })
 }
 
 fn print(value: &impl Serialize, json: bool, human: impl FnOnce()) -> Result<()> {

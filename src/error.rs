@@ -66,6 +66,10 @@ pub enum Error {
     #[error("{0}")]
     Device(String),
 
+    /// An output is not what its input, or its report, says.
+    #[error("{}", list(.0))]
+    Differs(Vec<String>),
+
     /// Ctrl-C, or a termination signal.
     #[error("interrupted; nothing was written")]
     Interrupted,
@@ -76,7 +80,11 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Usage(_) | Error::Refused(_) | Error::Format { .. } => 2,
-            Error::Io { .. } | Error::Changed { .. } | Error::Device(_) | Error::Interrupted => 1,
+            Error::Io { .. }
+            | Error::Changed { .. }
+            | Error::Device(_)
+            | Error::Differs(_)
+            | Error::Interrupted => 1,
             Error::Unfinished { source, .. } => source.exit_code(),
         }
     }

@@ -2,7 +2,6 @@
 //!
 //! A slot of the ring owns every buffer of one tile: the mapped staging buffer that a reader fills, the eight storage
 //! buffers, and a readback buffer. While one slot computes, others upload or wait to be read.
-#![allow(unsafe_code)] // three places, each with its reason: trusted shaders, the driver's cache, and reading files into mapped memory
 
 mod adapters;
 mod cache;
@@ -10,10 +9,14 @@ mod check;
 mod pipelines;
 mod slot;
 mod ties;
+#[allow(unsafe_code)]
+// one of two files that may: what wgpu leaves to its caller, each with the reason why it holds
+mod trusted;
 
 pub use adapters::{Adapter, AdapterFacts, adapters, hardware, lacks};
 pub use cache::cache_directory;
 pub use check::every_step;
+pub use trusted::quiet_driver;
 
 use pipelines::Pipelines;
 use slot::{Slot, bind_group_layout};
@@ -225,26 +228,6 @@ fn wanted(tile: &Tile) -> usize {
     tile.passes.iter().map(of_pass).sum()
 }
 
-fn trusted_module(device: &wgpu::Device, source: wgpu::ShaderModuleDescriptor) -> wgpu::ShaderModule {
-    // SAFETY: the sources are ours; every index is below a length that `Kernel::touches` states and the slot's buffers
-    // have, and every loop ends. The harness runs the same sources with buffers of exact lengths.
-    unsafe { device.create_shader_module_trusted(source, wgpu::ShaderRuntimeChecks::unchecked()) }
-}
-
-/// The driver's cache of pipelines; `None` if it has none.
-fn driver_cache(device: &wgpu::Device, data: Option<&[u8]>) -> Option<wgpu::PipelineCache> {
-    if !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
-        return None;
-    }
-    let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
-    let descriptor = wgpu::PipelineCacheDescriptor { label: None, data, fallback: true };
-    // SAFETY: the data came from `PipelineCache::get_data` and went through a file of ours with a checksum; wgpu compares
-    // adapter and driver version with this one's, and the driver its own identity.
-    let cache = unsafe { device.create_pipeline_cache(&descriptor) };
-    // another adapter's data, for example, under this one's name
-    pollster::block_on(scope.pop()).is_none().then_some(cache)
-}
-
 fn note(failure: &Mutex<Option<String>>, message: String) {
     failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(message);
 }
@@ -301,9 +284,7 @@ impl Backend for GpuBackend {
             let mapped = slot.mapped().get_mapped_range_mut(0..bytes.max(16));
             let mut mapped = mapped.map_err(|e| self.lost(&e.to_string()))?;
             let mut view = mapped.slice(..tile.input_bytes);
-            // SAFETY: the view is this slice, mapped for writing, and was zeroed by wgpu when it was made. `fill` only
-            // writes to it (a positioned read of a file); reading it would merely be slow on write-combined memory.
-            fill(unsafe { view.as_raw_ptr().as_mut() })?;
+            fill(trusted::bytes(&mut view))?;
         }
         let upload = self.profile.as_ref().map(|p| p.span(Stage::Upload).of_tile(tile.tag, tile.input_bytes));
         slot.mapped().unmap();

@@ -26,6 +26,7 @@ mod names;
 pub mod observer;
 pub mod overrides;
 pub mod packing;
+pub mod pairs;
 pub mod plan;
 pub mod profile;
 #[cfg(feature = "python")]
@@ -34,6 +35,7 @@ pub mod quantize;
 pub mod reader;
 pub mod recipe;
 pub mod report;
+pub mod reproduce;
 pub mod scheme;
 pub mod several;
 pub mod stream;
@@ -42,6 +44,7 @@ pub mod tensor;
 pub mod tiles;
 pub mod unpack;
 pub mod validate;
+pub mod verify;
 pub mod writer;
 
 // for what tests share with benches

@@ -7,6 +7,7 @@ mod builder;
 mod config;
 pub mod gguf;
 mod layout;
+mod log;
 mod refusals;
 
 pub(crate) use config::{kept_modules, quantized, set_dtype};

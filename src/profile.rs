@@ -1,11 +1,15 @@
-//! A run's stages as a Chrome trace: what overlaps, and who waits for whom.
+//! What a run's stages took: as a Chrome trace, which shows what overlaps and who waits for whom, and as sums in the log.
 //!
-//! The file opens in chrome://tracing and on ui.perfetto.dev. An event is written when it ends, so that memory does not
+//! The trace opens in chrome://tracing and on ui.perfetto.dev. An event is written when it ends, so that memory does not
 //! grow with the run. The file is an array of events, which viewers also take without the bracket that a killed run
 //! leaves out.
 //!
+//! The log (tracing) has a line for every span at DEBUG, and the sums at INFO when the profile is finished.
+//!
 //! A profile is handed down rather than found through a global, as worker threads and several runs in one process
 //! must each find their own.
+
+mod sums;
 
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
@@ -16,16 +20,20 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, ThreadId},
-    time::Instant,
+    time::{Duration, Instant},
 };
+use sums::Sums;
+use tracing::Level;
 
 /// What a run spends time on: the category of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// Headers are read, everything is decided.
     Plan,
-    /// A device is opened and compared with the CPU.
+    /// A device is opened.
     Device,
+    /// The device is compared with the CPU in the kernels that the plan needs.
+    Verify,
     /// The output's files are made, and companions copied.
     Create,
     /// Bytes of a tensor come from a file, into a tile's own buffer where that is possible.
@@ -48,9 +56,10 @@ pub enum Stage {
 
 impl Stage {
     /// All of them.
-    pub const ALL: [Stage; 11] = [
+    pub const ALL: [Stage; 12] = [
         Stage::Plan,
         Stage::Device,
+        Stage::Verify,
         Stage::Create,
         Stage::Read,
         Stage::Upload,
@@ -67,6 +76,7 @@ impl Stage {
         match self {
             Stage::Plan => "plan",
             Stage::Device => "device",
+            Stage::Verify => "verify",
             Stage::Create => "create",
             Stage::Read => "read",
             Stage::Upload => "upload",
@@ -80,21 +90,24 @@ impl Stage {
     }
 }
 
-/// A trace in the making. Clones write to the same file.
+/// A record in the making. Clones write to the same one.
 #[derive(Debug, Clone)]
 pub struct Profile(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    path: PathBuf,
+    /// Of the trace, if one is written.
+    path: Option<PathBuf>,
     start: Instant,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
-    /// None once it is finished.
+    /// None if there is no trace, and once it is finished.
     file: Option<BufWriter<File>>,
+    /// None once it is finished.
+    sums: Option<Sums>,
     failed: Option<io::Error>,
     threads: HashMap<ThreadId, u32>,
     tracks: u32,
@@ -105,23 +118,32 @@ struct State {
 }
 
 impl Profile {
-    /// Creates the file, or empties it. Times count from `start`.
+    /// Creates a trace's file, or empties it. Times count from `start`.
     pub fn create(path: &Path, start: Instant) -> Result<Self> {
         let file = File::create(path).map_err(Error::io("write", path))?;
+        let profile = Profile::new(Some((path, file)), start);
+        let name = json!({"name": "process_name", "ph": "M", "pid": 1, "args": {"name": "monoquant"}});
+        profile.0.state().put("[\n", &name);
+        Ok(profile)
+    }
+
+    /// For the log alone; None where it does not want this.
+    pub fn logged(start: Instant) -> Option<Self> {
+        tracing::enabled!(Level::INFO).then(|| Profile::new(None, start))
+    }
+
+    fn new(trace: Option<(&Path, File)>, start: Instant) -> Self {
+        let (path, file) = trace.map(|(path, file)| (path.to_owned(), BufWriter::new(file))).unzip();
         let state = State {
-            file: Some(BufWriter::new(file)),
+            file,
+            sums: Some(Sums::default()),
             failed: None,
             threads: HashMap::new(),
             tracks: 0,
             lanes: BTreeMap::new(),
             tensors: HashMap::new(),
         };
-        let profile = Profile(Arc::new(Shared { path: path.to_owned(), start, state: Mutex::new(state) }));
-        let mut state = profile.0.state();
-        state
-            .put("[\n", &json!({"name": "process_name", "ph": "M", "pid": 1, "args": {"name": "monoquant"}}));
-        drop(state);
-        Ok(profile)
+        Profile(Arc::new(Shared { path, start, state: Mutex::new(state) }))
     }
 
     /// What the calling thread does until the span is dropped.
@@ -164,9 +186,10 @@ impl Profile {
         self.0.state().tensors.remove(&tag);
     }
 
-    /// Closes the file. Fails if a part of it could not be written. What threads do later is not recorded.
+    /// Writes the sums to the log, and closes the trace. Fails if a part of it could not be written. What threads do later
+    /// is not recorded.
     pub fn finish(&self) -> Result<()> {
-        self.0.state().finish().map_err(Error::io("write", &self.0.path))
+        self.0.finish().map_err(Error::io("write", self.0.path.as_deref().unwrap_or(Path::new(""))))
     }
 
     fn of_tile<'a>(&self, tag: u64, kernels: impl Iterator<Item = &'a str>, bytes: usize) -> What {
@@ -208,9 +231,24 @@ impl Span {
     }
 }
 
+impl What {
+    fn log(&self, duration: Duration) {
+        let said = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        tracing::debug!(
+            stage = self.stage.name(),
+            tensor = said(&self.tensor),
+            kernels = said(&self.kernels),
+            bytes = Some(self.bytes).filter(|&bytes| bytes > 0),
+            micros = duration.as_micros() as u64,
+            "span"
+        );
+    }
+}
+
 impl Drop for Span {
     fn drop(&mut self) {
         let end = Instant::now();
+        self.what.log(end.saturating_duration_since(self.start));
         let shared = &self.profile.0;
         let mut state = shared.state();
         let track = state.thread();
@@ -232,6 +270,7 @@ pub struct Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         let end = Instant::now();
+        self.what.log(end.saturating_duration_since(self.start));
         let shared = &self.profile.0;
         let mut state = shared.state();
         state.record(shared.start, self.track, self.start, end, &self.what);
@@ -244,12 +283,23 @@ impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn finish(&self) -> io::Result<()> {
+        let (sums, closed) = {
+            let mut state = self.state();
+            (state.sums.take(), state.finish())
+        };
+        if let Some(sums) = sums {
+            sums.log();
+        }
+        closed
+    }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
         // of a run that failed, whose own error counts
-        let _ = self.state().finish();
+        let _ = self.finish();
     }
 }
 
@@ -294,6 +344,12 @@ impl State {
     }
 
     fn record(&mut self, zero: Instant, track: u32, start: Instant, end: Instant, what: &What) {
+        if let Some(sums) = &mut self.sums {
+            sums.add(what.stage, end.saturating_duration_since(start), what.bytes);
+        }
+        if self.file.is_none() {
+            return;
+        }
         // microseconds, as the format has them; nanoseconds behind the point
         let micros = |t: Instant| t.saturating_duration_since(zero).as_nanos() as f64 / 1e3;
         let (ts, dur) = (micros(start), end.saturating_duration_since(start).as_nanos() as f64 / 1e3);

@@ -1,6 +1,7 @@
 //! The Python door: tensors by their addresses, options as on the command line, errors as exceptions. No arithmetic.
 
 mod observers;
+#[allow(unsafe_code)] // one of two files that may; it says why
 mod tensors;
 
 use crate::{
@@ -9,6 +10,7 @@ use crate::{
     gpu::{self, GpuOptions},
     inspect,
     plan::Plan as Planned,
+    profile::{Profile, Stage},
     quantize::{self, Prepared, Settings},
     recipe::LayerType,
     report::Report,
@@ -24,6 +26,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 use tensors::{Place, Source, memory};
 
@@ -35,6 +38,14 @@ mod native {
         observers::Observer, observers::calibration_json, observers::read_calibration, quantize_file,
         quantize_model, save, version,
     };
+
+    /// A log on stderr where RUST_LOG asks for one. Threads of the engine write it, which Python's logging would make wait
+    /// for the interpreter.
+    #[pymodule_init]
+    fn init(_module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
+        super::cli::log::start(0);
+        Ok(())
+    }
 }
 
 /// The exception of `mono_quant.exceptions` that says the same.
@@ -46,7 +57,9 @@ fn raised(error: Error) -> PyErr {
     let class = match cause {
         Error::Usage(_) => "ConfigurationError",
         Error::Format { .. } | Error::Io { .. } | Error::Changed { .. } => "InputError",
-        Error::Refused(_) | Error::Device(_) | Error::Unfinished { .. } => "QuantizationError",
+        Error::Refused(_) | Error::Device(_) | Error::Differs(_) | Error::Unfinished { .. } => {
+            "QuantizationError"
+        }
         Error::Interrupted => return pyo3::exceptions::PyKeyboardInterrupt::new_err(error.to_string()),
     };
     Python::attach(|py| {
@@ -172,7 +185,7 @@ impl Plan {
 fn settings(device: &str) -> Settings {
     let Ok(device) = device.parse();
     let gpu = GpuOptions { cache: gpu::cache_directory(), ..GpuOptions::default() };
-    Settings { device, gpu, ..Settings::default() }
+    Settings { device, gpu, profile: Profile::logged(Instant::now()), ..Settings::default() }
 }
 
 fn in_memory() -> Destination {
@@ -227,7 +240,9 @@ fn written(
     let stop = AtomicBool::new(false);
     let failed = Mutex::new(None);
     let outcome = py.detach(|| {
+        let start = Instant::now();
         let (prepared, settings) = plan()?;
+        drop(settings.profile.as_ref().map(|profile| profile.since(start, Stage::Plan)));
         let total = quantize::work_bytes(&prepared);
         let mut device = quantize::open(&prepared, &settings)?;
         let advance = |bytes: u64| tell(Some(&progress), &[bytes, total], &stop, &failed);

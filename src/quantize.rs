@@ -17,7 +17,7 @@ use crate::{
     error::{Error, Result},
     gpu::GpuOptions,
     plan::{self, NonFinite, Plan, Request, Work},
-    profile::Profile,
+    profile::{Profile, Stage},
     reader::{Checkpoint, gguf::shard_name},
     recipe::Choice,
     report::Report,
@@ -51,6 +51,8 @@ pub struct Settings {
     pub force: bool,
     /// Go on with what an unfinished run of the same version, input and options has finished.
     pub resume: bool,
+    /// Hold the output against the input before it takes its place.
+    pub verify: bool,
     /// What computes.
     pub device: device::Choice,
     /// Bytes of memory to stay under.
@@ -69,6 +71,7 @@ impl Default for Settings {
             output: None,
             force: false,
             resume: false,
+            verify: false,
             device: device::Choice::Auto,
             max_memory: 512 << 20,
             tile_bytes: None,
@@ -175,10 +178,9 @@ pub(crate) fn finish_preparing(
         Err(e) => return Err(e),
     };
     if matches!(destination, Destination::Memory(_)) {
-        return match plan {
-            Some(plan) => Ok(Prepared { checkpoint, tensors, plan, destination, saturate, replace: false }),
-            None => Err(Error::Refused(problems)),
-        };
+        let plan = plan.ok_or(Error::Refused(problems))?;
+        plan.log();
+        return Ok(Prepared { checkpoint, tensors, plan, destination, saturate, replace: false });
     }
     let path = destination.path();
     let replace = settings.force || is_empty_directory(path);
@@ -224,6 +226,7 @@ pub(crate) fn finish_preparing(
     }
     match plan {
         Some(plan) if problems.is_empty() => {
+            plan.log();
             Ok(Prepared { checkpoint, tensors, plan, destination, saturate, replace })
         }
         _ => Err(Error::Refused(problems)),
@@ -312,8 +315,13 @@ fn job_bytes(prepared: &Prepared, job: &plan::Job) -> u64 {
 
 /// Opens the device of these settings, proven to make the same bytes as the CPU in every kernel that the plan needs.
 pub fn open(prepared: &Prepared, settings: &Settings) -> Result<Device> {
+    let span = |stage| settings.profile.as_ref().map(|profile| profile.span(stage));
+    let opening = span(Stage::Device);
     let mut device = device::open(&settings.device, &settings.gpu)?;
+    drop(opening);
+    let _verifying = span(Stage::Verify);
     device.verify(|backend| steps(prepared, settings, backend))?;
+    tracing::info!(device = device.why, "opened");
     Ok(device)
 }
 

@@ -1,7 +1,7 @@
 //! The report: what was done to each tensor, how large it became, and how much it lost.
 
-use crate::{backend::Dispatches, plan::Row, scheme::Strategy, writer::WrittenFile};
-use serde::Serialize;
+use crate::{backend::Dispatches, plan::Row, scheme::Strategy, verify::Verification, writer::WrittenFile};
+use serde::{Deserialize, Serialize};
 
 /// Peak-to-RMS ratio from which a layer counts as outlier-heavy: Gaussian weights of any real size stay under 7.
 pub const OUTLIER_PEAK: f64 = 32.0;
@@ -24,6 +24,18 @@ pub struct Entry {
     /// Values that were clamped by a cast.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub saturated: Option<u64>,
+}
+
+/// A file of the input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputFile {
+    /// Its path below the input, or its name.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Its SHA-256, if it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
 }
 
 /// Everything a run did.
@@ -56,6 +68,14 @@ pub struct Report {
     pub left_out: Vec<(String, String)>,
     /// The files of the output, by name; none of an output in memory.
     pub files: Vec<WrittenFile>,
+    /// The files of the input, with their sizes.
+    pub input: Vec<InputFile>,
+    /// The command that makes the same bytes: its name, and the options that decide them. Empty of other callers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// What the output was held against, if it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verified: Option<Verification>,
     /// One a tensor or layer.
     pub tensors: Vec<Entry>,
 }

@@ -36,10 +36,11 @@ mod workplace;
 
 pub(crate) use destination::left_bytes;
 pub use destination::{Destination, free_bytes};
-pub(crate) use digest::Formatted;
 pub use digest::WrittenFile;
+pub(crate) use digest::{Formatted, of_file as sha256_of_file};
 pub use layout::{Container, FileLayout};
 pub use manifest::Identity;
+pub(crate) use manifest::files_in as list_files;
 pub use memory::MemoryOutput;
 pub use opening::Start;
 pub use profiled::ProfiledOutput;

@@ -243,8 +243,8 @@ fn the_check_before_a_job_sees_a_wrong_driver() {
         ("magnitude == middle && odd", "magnitude == middle", with(&[]), bf16),
         ("magnitude == middle && odd", "magnitude == middle", with(&["histogram", "clip_range"]), f16),
         ("atomicMax(&ranges[2u * group], best.x)", "atomicMax(&ranges[2u * group], best.y)", with(&[]), f32),
-        ("* 4096.0", "* 4095.0", vec!["quantize"], bf16),
-        ("* 4096.0", "* 4095.0", vec!["minmax", "histogram", "clip_range", "qparams", "quantize"], f16),
+        ("12582912.0", "25165824.0", vec!["quantize"], bf16),
+        ("12582912.0", "25165824.0", vec!["minmax", "histogram", "clip_range", "qparams", "quantize"], f16),
         ("magnitude == middle && odd", "magnitude == middle", vec!["quantize"], f32),
         ("0.015625", "0.0156251", vec!["minmax", "search", "refine", "qparams", "quantize"], bf16),
         (">> vec4<u32>(16u)", ">> vec4<u32>(15u)", with(&["search", "refine"]), f16),
@@ -279,7 +279,7 @@ fn no_run_starts_unchecked() {
     let folder = Folder::new();
     directory(&folder.path("model"), &llama(Float::BF16), &llama_config());
     let (prepared, settings) = prepared(folder.root(), "w8a8");
-    let corrupt = Some(("* 4096.0", "* 4095.0"));
+    let corrupt = Some(("12582912.0", "25165824.0"));
     let options = GpuOptions { corrupt, ..Default::default() };
     for choice in [device::Choice::Gpu, device::Choice::Named("gpu:0,cpu".into())] {
         let mut device = device::open(&choice, &options).unwrap();

@@ -108,7 +108,7 @@ fn every_command_records_its_stages_on_the_cpu() {
         let file_name = file.to_str().unwrap();
         ok(&[arguments, &["-d", "cpu", "--profile", file_name]].concat());
         let events = trace(&file);
-        let mut expected = BTreeSet::from(["plan", "device", "create", "read", "write", "commit"]);
+        let mut expected = BTreeSet::from(["plan", "device", "verify", "create", "read", "write", "commit"]);
         if kernels {
             expected.extend(["kernel", "wait", "store"]);
         }

@@ -51,7 +51,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Option<Options> {
 }
 
 fn main() {
-    quiet_driver();
+    monoquant::gpu::quiet_driver();
     let Some(options) = options(std::env::args().skip(1)) else {
         eprintln!("{USAGE}");
         std::process::exit(2);
@@ -80,13 +80,6 @@ fn main() {
     let run = machine::Run { gpu, bytes: files.bytes, runs: options.runs };
     println!("{}\n", run.title());
     run.record(table::show(&rows, &measured));
-}
-
-/// Mesa's device-select layer complains about a missing desktop, in a line for every device.
-#[allow(unsafe_code)]
-fn quiet_driver() {
-    // SAFETY: nothing has started another thread yet
-    unsafe { std::env::set_var("NODEVICE_SELECT", "1") }
 }
 
 /// Keeps rows with this in their names, and what they are held against.

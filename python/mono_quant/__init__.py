@@ -6,6 +6,9 @@
     result.save("model.safetensors")
 
 Files are quantized without torch: `quantize("model.pt", bits=4, output="model-int4.safetensors")`.
+
+With `RUST_LOG=monoquant=info` in the environment, the engine logs on stderr what it decides for each tensor and how long
+each stage takes; `debug` adds every tile. It does not go through `logging`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 //! What can be said on the command line.
 
 mod quantize;
+mod recorded;
 
 pub use quantize::Quantize;
+pub use recorded::parsed;
 
 use crate::{
     device,
@@ -13,7 +15,7 @@ use crate::{
     tensor::Float,
 };
 use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
 use std::path::PathBuf;
 
 /// Quantizes neural-network weights on any GPU, or none, to the same bytes.
@@ -22,6 +24,10 @@ use std::path::PathBuf;
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+    /// Log on stderr what is decided for each tensor, and how long each stage takes; -vv every tile (RUST_LOG, if set,
+    /// says instead: monoquant=info, …)
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
 }
 
 #[derive(Subcommand)]
@@ -37,6 +43,10 @@ pub enum Command {
     Inspect(Model),
     /// SQNR, largest error and size of every layer, between two checkpoints
     Compare(Compare),
+    /// Hold an output against what it was made from: every code, cast and copy, and the SHA-256 of a report
+    Verify(Verify),
+    /// Run what a report records again, and say whether the same bytes come out, or what differs
+    Reproduce(Reproduce),
     /// Check that a quantized checkpoint is whole, finite and loadable
     Validate(Model),
     /// Record statistics of a program's inputs for --calibration (in the Python package, as it runs the program)
@@ -72,12 +82,19 @@ pub struct Out {
     /// Memory to stay under
     #[arg(long, default_value = "512MiB", value_name = "SIZE", value_parser = size)]
     pub max_memory: ByteSize,
+    /// Read the output again and hold it against the input, before it takes its place: every code is within half a step of its
+    /// weight (or clipped), every cast the nearest value, every copy the same bytes
+    #[arg(long)]
+    pub verify: bool,
     /// Only show the plan: a row a tensor, sizes before and after
     #[arg(long)]
     pub dry_run: bool,
-    /// Write a report of every layer as JSON
+    /// Write a report of every layer as JSON, with the SHA-256 of every file of the output; `monoquant reproduce` reads it
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,
+    /// Also put the SHA-256 of the input's files into the report (they are read once more)
+    #[arg(long)]
+    pub hash_input: bool,
     /// Write a Chrome trace of the run's stages, for chrome://tracing or ui.perfetto.dev
     #[arg(long, value_name = "FILE.json")]
     pub profile: Option<PathBuf>,
@@ -97,17 +114,15 @@ pub struct Out {
 
 impl Out {
     pub fn settings(&self) -> Result<Settings> {
-        const LEAST: u64 = 32 << 20;
-        if self.max_memory.0 < LEAST {
-            return Err(Error::Usage(format!("--max-memory {}: at least 32MiB are needed", self.max_memory)));
-        }
+        let max_memory = enough(self.max_memory)?;
         let Ok(device) = self.device.parse::<device::Choice>();
         let settings = Settings {
             output: self.output.clone(),
             force: self.force,
             resume: self.resume,
+            verify: self.verify,
             device,
-            max_memory: self.max_memory.0,
+            max_memory,
             tile_bytes: self.tile_bytes.map(|b| b.0 as usize),
             gpu: GpuOptions {
                 cache: gpu::cache_directory(),
@@ -233,6 +248,57 @@ pub struct Compare {
     pub a: PathBuf,
     /// What is compared with it; either may be quantized
     pub b: PathBuf,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Memory to stay under, for commands that only read.
+fn enough(max_memory: ByteSize) -> Result<u64> {
+    const LEAST: u64 = 32 << 20;
+    match max_memory.0 < LEAST {
+        true => Err(Error::Usage(format!("--max-memory {max_memory}: at least 32MiB are needed"))),
+        false => Ok(max_memory.0),
+    }
+}
+
+#[derive(Args)]
+pub struct Verify {
+    /// The output: a file, or a directory
+    pub output: PathBuf,
+    /// What it was made from
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub against: PathBuf,
+    /// Also compare the SHA-256 of every file with this report, as --report or --json wrote it
+    #[arg(long, value_name = "FILE.json")]
+    pub report: Option<PathBuf>,
+    /// Memory to stay under
+    #[arg(long, default_value = "512MiB", value_name = "SIZE", value_parser = size)]
+    max_memory: ByteSize,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Verify {
+    pub fn max_memory(&self) -> Result<u64> {
+        enough(self.max_memory)
+    }
+}
+
+#[derive(Args)]
+pub struct Reproduce {
+    /// A report, as --report or --json of quantize, dequantize or convert wrote it
+    pub report: PathBuf,
+    /// The input, if it lies elsewhere now
+    #[arg(short, long, value_name = "CHECKPOINT")]
+    pub model: Option<PathBuf>,
+    /// Keep what is made, here [default: it is removed]
+    #[arg(short, long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+    /// What computes, as in `monoquant quantize`; it decides no byte
+    #[arg(short, long, default_value = "auto", value_name = "DEVICE")]
+    pub device: String,
     /// Print as JSON
     #[arg(long)]
     pub json: bool,

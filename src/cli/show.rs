@@ -6,15 +6,26 @@ use crate::{
     inspect::Inspection,
     quantize::Prepared,
     report::{Report, bytes},
+    reproduce::Reproduction,
     validate::Validation,
+    verify::Verification,
 };
 use comfy_table::{Cell, CellAlignment, Table, presets};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
     cell::Cell as Shared,
     io::IsTerminal,
+    sync::LazyLock,
     time::{Duration, Instant},
 };
+
+/// The bars on the screen, which lines of the log must not tear.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// Takes bars off the screen while something else is written.
+pub fn beside_bars(write: impl FnOnce()) {
+    BARS.suspend(write);
+}
 
 /// A bar with rate and time left on a terminal, a line from time to time elsewhere.
 pub struct Progress {
@@ -35,7 +46,7 @@ impl Progress {
         let bar = if quiet || !terminal {
             ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden())
         } else {
-            ProgressBar::new(total)
+            BARS.add(ProgressBar::new(total))
         };
         let style = "{bar:32} {percent:>3} %  {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
         if let Ok(style) = ProgressStyle::with_template(style) {
@@ -169,6 +180,9 @@ pub fn report(report: &Report) {
         complain!("{}", rows.trim_fmt());
     }
     kept(report);
+    for line in report.verified.iter().flat_map(checked) {
+        complain!("verified: {line}");
+    }
     for warning in &report.warnings {
         complain!("warning: {warning}");
     }
@@ -284,6 +298,49 @@ pub fn validation(validation: &Validation) {
         0 => say!("{looked}: whole, finite, loadable"),
         1 => say!("{looked}: 1 problem"),
         n => say!("{looked}: {n} problems"),
+    }
+}
+
+/// What was checked, a line a kind.
+fn checked(found: &Verification) -> Vec<String> {
+    let plural = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let mut lines = Vec::new();
+    if found.layers > 0 {
+        let clipped = 100.0 * found.clipped as f64 / found.weights.max(1) as f64;
+        let (layers, weights, worst) = (plural(found.layers, "quantized layer"), found.weights, found.worst);
+        lines.push(format!(
+            "{layers}, {weights} weights: at most {worst:.4} steps from what they were, {clipped:.3} % clipped"
+        ));
+    }
+    let (casts, copies) = (plural(found.casts, "tensor"), plural(found.copies, "tensor"));
+    let saturated = match found.saturated {
+        0 => String::new(),
+        n => format!(", {n} values clamped"),
+    };
+    lines.push(format!("{casts} cast to the nearest{saturated}, {copies} kept, byte for byte"));
+    if !found.unchecked.is_empty() {
+        lines.push(format!("not in the input, and so not checked: {}", found.unchecked.join(", ")));
+    }
+    if found.files > 0 {
+        lines.push(format!("{} compared by SHA-256 with the report", plural(found.files, "file")));
+    }
+    lines
+}
+
+pub fn verification(found: &Verification) {
+    for line in checked(found) {
+        say!("{line}");
+    }
+    match found.problems.len() {
+        0 => say!("{}: verified", found.output.display()),
+        1 => say!("{}: 1 problem", found.output.display()),
+        n => say!("{}: {n} problems", found.output.display()),
+    }
+}
+
+pub fn reproduction(found: &Reproduction) {
+    if found.differences.is_empty() {
+        say!("same bytes: {} files", found.same);
     }
 }
 

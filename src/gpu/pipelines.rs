@@ -3,7 +3,7 @@
 use super::{
     GpuOptions,
     cache::{self, Kept},
-    driver_cache, trusted_module,
+    trusted,
 };
 use crate::{
     backend::{Step, Steps},
@@ -51,7 +51,7 @@ impl Pipelines {
             let path = directory.join(format!("{key}-{}", env!("CARGO_PKG_VERSION")));
             let kept = cache::read(&path);
             let data = kept.as_ref().map(|kept| kept.data.as_slice());
-            let cache = driver_cache(device, data)?;
+            let cache = trusted::driver_cache(device, data)?;
             // data that it did not take, of an older driver, say, counts as none
             let taken = kept.filter(|kept| cache.get_data().is_some_and(|d| d.len() >= kept.data.len()));
             let stored = taken.map(|kept| kept.pipelines).unwrap_or_default();
@@ -80,7 +80,7 @@ impl Pipelines {
             device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(kernel.name),
                 layout: Some(layout),
-                module: &trusted_module(device, descriptor),
+                module: &trusted::module(device, descriptor),
                 entry_point: Some(kernel.name),
                 compilation_options: wgpu::PipelineCompilationOptions {
                     constants: &constants,

@@ -48,7 +48,7 @@ impl TileParams {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{
         backend::{Pass, run_on_cpu},

@@ -1,8 +1,7 @@
 //! Tensors that Python owns, as bytes.
 //!
-//! The one place of the Python door with `unsafe`: torch shares memory by address, and no safe way of its own reaches
-//! every dtype without copying.
-#![allow(unsafe_code)]
+//! One of two files with `unsafe`: torch shares memory by address, and no safe way of its own reaches every dtype without
+//! copying.
 
 use crate::{
     error::{Error, Result},

@@ -7,6 +7,7 @@ use crate::{
     profile::Stage,
     report::Report,
     stream::Finished,
+    verify::verify,
     writer::{Destination, Formatted, Identity, Start, Writer},
 };
 use std::{fmt::Write, sync::atomic::AtomicBool};
@@ -63,7 +64,18 @@ impl Begun<'_> {
         match report {
             Ok(report) => {
                 let _commit = settings.profile.as_ref().map(|profile| profile.span(Stage::Commit));
-                Ok(Report { files: writer.commit()?, ..report })
+                let mut verified = None;
+                let files = writer.commit_checked(|output| {
+                    if settings.verify {
+                        let max_memory = settings.max_memory;
+                        let found = verify(output, &prepared.checkpoint, max_memory, interrupted)?;
+                        let found = found.moved(output, prepared.destination.path());
+                        found.result()?;
+                        verified = Some(found);
+                    }
+                    Ok(())
+                })?;
+                Ok(Report { files, verified, ..report })
             }
             Err(e) => {
                 // the reason of what else went wrong, if the input is another one now

@@ -4,7 +4,7 @@ use super::Prepared;
 use crate::{
     device::Device,
     plan::Work,
-    report::{Entry, Report, Squares, warnings},
+    report::{Entry, InputFile, Report, Squares, warnings},
     stream::JobResult,
 };
 use std::time::Instant;
@@ -66,6 +66,14 @@ pub(super) fn report(prepared: &Prepared, results: &[JobResult], device: &Device
         notes: plan.notes.clone(),
         left_out,
         files: Vec::new(),
+        input: checkpoint
+            .stamps()
+            .below(checkpoint.path())
+            .into_iter()
+            .map(|(name, stamp)| InputFile { name, bytes: stamp.bytes, sha256: None })
+            .collect(),
+        command: Vec::new(),
+        verified: None,
         tensors: entries,
     }
 }

@@ -41,8 +41,14 @@ impl Writer {
     ///
     /// Fails if a byte of a tensor was not written, if the input is not what it was, or if the destination appeared
     /// meanwhile and may not be replaced. It is then given up as [`Writer::abandon`] does.
-    pub fn commit(mut self) -> Result<Vec<WrittenFile>> {
-        match self.completed().and_then(|files| self.staging.publish().map(|()| files)) {
+    pub fn commit(self) -> Result<Vec<WrittenFile>> {
+        self.commit_checked(|_| Ok(()))
+    }
+
+    /// Like [`Writer::commit`]; the complete output is shown to `check` where it lies, before it is moved.
+    pub fn commit_checked(mut self, check: impl FnOnce(&Path) -> Result<()>) -> Result<Vec<WrittenFile>> {
+        let completed = self.completed().and_then(|files| check(&self.staging.work.output()).map(|()| files));
+        match completed.and_then(|files| self.staging.publish().map(|()| files)) {
             Ok(files) => Ok(files),
             Err(e) => Err(self.abandon(e)),
         }
@@ -58,7 +64,11 @@ impl Writer {
         // the same would happen again, or the input is another one
         let hopeless = matches!(
             error,
-            Error::Usage(_) | Error::Refused(_) | Error::Format { .. } | Error::Changed { .. }
+            Error::Usage(_)
+                | Error::Refused(_)
+                | Error::Format { .. }
+                | Error::Changed { .. }
+                | Error::Differs(_)
         );
         if hopeless && staging.check().is_ok() {
             drop(finisher);

@@ -118,7 +118,7 @@ impl Growing {
 }
 
 /// Size and SHA-256 of a file.
-pub(super) fn of_file(path: &Path) -> io::Result<(u64, String)> {
+pub(crate) fn of_file(path: &Path) -> io::Result<(u64, String)> {
     Growing::open(path)?.finish()
 }
 

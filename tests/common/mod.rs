@@ -115,7 +115,7 @@ pub fn sharded(path: &Path, tensors: &Tensors, config: &Value) {
 
 pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_monoquant"));
-    command.args(arguments).env("MONOQUANT_CACHE_DIR", "");
+    command.args(arguments).env("MONOQUANT_CACHE_DIR", "").env_remove("RUST_LOG");
     command
 }
 

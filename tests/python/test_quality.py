@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 INT4 = ["--bits", 4, "--group-size", 128]
 ASYMMETRIC = ["--scheme", "asymmetric"]
-MSE = ["--observer", "mse"]
+MINMAX, MSE = ["--observer", "minmax"], ["--observer", "mse"]
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +35,14 @@ def outliers(tmp_path_factory):
 @pytest.mark.parametrize(
     "options, expected",
     [
-        ([], 19.1),
+        (MINMAX, 19.1),
         ([*MSE, "--scale-sign", "positive"], 19.9),
         (MSE, 20.3),
-        (ASYMMETRIC, 20.0),
+        ([], 20.3),
+        ([*ASYMMETRIC, *MINMAX], 20.0),
         ([*ASYMMETRIC, *MSE], 20.5),
     ],
-    ids=["minmax", "mse, s > 0", "mse", "asymmetric minmax", "asymmetric mse"],
+    ids=["minmax", "mse, s > 0", "mse", "usual", "asymmetric minmax", "asymmetric mse"],
 )
 def test_int4_gaussian_weights_have_the_sqnr_of_the_design_table(options, expected, gaussian, tmp_path):
     out = tmp_path / "q.safetensors"

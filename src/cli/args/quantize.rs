@@ -14,7 +14,7 @@ use crate::{
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum, builder::PossibleValuesParser};
 use regex::Regex;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct Quantize {
@@ -121,6 +121,11 @@ impl Quantize {
             NonFinite::Refuse => OnNonFinite::Refuse,
             NonFinite::Keep => OnNonFinite::Keep,
         }
+    }
+
+    /// A file beside the input that decides bytes.
+    pub fn calibration(&self) -> Option<&Path> {
+        self.calibration.as_deref()
     }
 
     pub fn request(&self) -> Result<Request> {
