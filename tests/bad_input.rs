@@ -6,7 +6,7 @@
 //! - a refusal leaves the folder as it was: no new file, no file changed, neither the input nor the output's place, where
 //!   something stood before; and says nothing on stdout;
 //! - a success makes the output, touches nothing else, and its report says what the row says.
-#![cfg(unix)] // sparse files, links, names that are not UTF-8, ulimit
+#![cfg(target_os = "linux")] // sparse files, links, names that are not UTF-8, ulimit, and the words of its errors
 
 mod common;
 
@@ -32,6 +32,8 @@ mod overrides;
 mod places;
 #[path = "bad_input/quantized.rs"]
 mod quantized;
+#[path = "bad_input/reports.rs"]
+mod reports;
 #[path = "bad_input/safetensors.rs"]
 mod safetensors_files;
 #[path = "bad_input/statistics.rs"]
@@ -110,6 +112,7 @@ fn table() -> Vec<Case> {
         directories::cases(),
         quantized::cases(),
         statistics::cases(),
+        reports::cases(),
         places::cases(),
         arguments::cases(),
         commands::cases(),

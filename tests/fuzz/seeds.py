@@ -283,6 +283,16 @@ def statistics():
         write("statistics", name, json.dumps(file).encode())
 
 
+def reports():
+    """What --report writes, without what nobody reads again."""
+    file = {"name": "x-w8a8.safetensors", "bytes": 100, "sha256": "0" * 64}
+    row = {"name": "l.weight", "dtype": "F32", "shape": [8, 64], "action": "int8", "before": 2048, "after": 544, "sqnr_db": 50.1}
+    report = {"version": "0.1.0", "command": ["quantize", "--bits=8"], "model": "x.safetensors", "output": "x-w8a8.safetensors",
+              "input": [{"name": "x.safetensors", "bytes": 2200, "sha256": None}], "files": [file], "tensors": [row]}
+    write("report", "quantize", json.dumps(report).encode())
+    write("report", "convert", json.dumps(report | {"command": ["convert", "--format=gptq"], "input": []}).encode())
+
+
 def directories():
     """An index, and a config.json."""
     index = {"metadata": {}, "weight_map": {"a.weight": "a.safetensors", "b.weight": "b.safetensors"}}
@@ -317,6 +327,7 @@ torch_files()
 safetensors_files()
 arguments()
 statistics()
+reports()
 directories()
 plans()
 layouts()
