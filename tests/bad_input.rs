@@ -245,7 +245,8 @@ fn check(case: &Case) -> Result<(), String> {
     if !same {
         return wrong("another message");
     }
-    if case.exit != 0 && !stdout.is_empty() && !case.command.starts_with("validate") {
+    let tells = ["validate", "verify"].iter().any(|name| case.command.starts_with(name)); // what they looked at
+    if case.exit != 0 && !stdout.is_empty() && !tells {
         return wrong("says something on stdout");
     }
     if case.exit == 0 {
