@@ -100,8 +100,9 @@ impl Extremes {
 
     /// Whether this can have been observed.
     pub(super) fn is_sound(&self, per_channel: bool) -> bool {
-        let ordered = self.low.iter().zip(&self.high).all(|(low, high)| low <= high);
-        ordered
+        // of nothing but NaN, the bounds are as they began
+        let reversed = |(low, high): (f32, f32)| low > high && low.is_finite() && high.is_finite();
+        !self.ranges().any(reversed)
             && self.low.len() == self.high.len()
             && if per_channel { !self.low.is_empty() } else { self.len() == 1 }
     }
