@@ -320,6 +320,7 @@ def plans():
              "empty.weight F32 0 8", "scalar F32", "ids I64 7"]
     types = "linear,conv1d,conv2d,convtranspose,lstm,gru,embedding"
     write("plan", "mixed", "\n".join([*mixed, "--layer-types", types, "--strategy", "tensor", "--override", "rnn=bits=4,group-size=8"]).encode())
+    write("plan", "foreign", "\n".join(["a.weight F32 8 64", "half C32 2", "--preset", "bf16"]).encode())
     write("plan", "cast", "\n".join([*mixed, "--preset", "bf16", "--exclude", "rnn", "--max-shard-size", "100B"]).encode())
 
 

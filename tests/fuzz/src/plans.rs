@@ -56,7 +56,10 @@ pub fn consistent(plan: &Plan, tensors: &[TensorInfo]) {
             let part = plan.jobs.iter().any(|job| job.target.is_some());
             assert!(part || made.contains(&(number, i)), "{} is made by no job", tensor.name);
         }
-        assert!(file.size().unwrap() >= file.tensors.iter().map(TensorInfo::bytes).sum());
+        match file.size() {
+            Ok(size) => assert!(size >= file.tensors.iter().map(TensorInfo::bytes).sum()),
+            Err(e) => sound(e), // a dtype that the format lacks; a run refuses that before it begins
+        }
     }
     let after: u64 = plan.files.iter().flat_map(|file| &file.tensors).map(TensorInfo::bytes).sum();
     assert_eq!(plan.bytes_after(), after, "rows and files differ");
