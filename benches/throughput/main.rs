@@ -24,7 +24,7 @@ const USAGE: &str = "options of this benchmark:
   --runs N         measurements of each row [5]
   --only TEXT      rows with this in their names, and the yardsticks that they are held against
   --device NAME    the GPU that is measured: gpu (any), or a part of an adapter's name [gpu]
-  --large          16 GB and 100,000 tensors, too (needs 25 GB of disk)";
+  --large          16 GB and 100,000 tensors, too (needs 40 GB of disk)";
 
 struct Options {
     gib: f64,
