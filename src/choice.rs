@@ -114,7 +114,7 @@ pub enum Reason {
     #[error("override says 16 bits")]
     Override,
     /// It holds NaN or infinity, and `--on-nonfinite keep` was said.
-    #[error("{count} values are not finite, the first at index {index}")]
+    #[error("{count} value{} not finite, the first at index {index}", if *count == 1 { " is" } else { "s are" })]
     NonFinite {
         /// Index of the first, in elements.
         index: u64,

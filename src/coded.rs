@@ -216,6 +216,11 @@ fn part_of_a_layer(info: &TensorInfo) -> Option<(String, bool)> {
 fn refuse_other_methods(checkpoint: &Checkpoint) -> Result<()> {
     const READ: [&str; 4] = ["pack-quantized", "int-quantized", "naive-quantized", "mixed-precision"];
     const METHODS: [&str; 3] = ["compressed-tensors", "gptq", "awq"];
+    let stated = checkpoint.config().and_then(|config| config.get("quantization_config"));
+    if stated.is_some_and(|entry| !entry.is_object() && !entry.is_null()) {
+        let path = checkpoint.path().join("config.json");
+        return Err(Error::format(path, "quantization_config is no JSON object"));
+    }
     let Some(config) = quantization_config(checkpoint) else { return Ok(()) };
     let text = |key: &str| config.get(key).and_then(Value::as_str).unwrap_or("unknown").to_owned();
     let method = text("quant_method");

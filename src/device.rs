@@ -150,7 +150,9 @@ fn machines(text: &str, adapters: &[Adapter]) -> Result<Vec<Machine>> {
 fn named(text: &str, adapters: &[Adapter]) -> Option<usize> {
     let wanted = text.to_lowercase();
     let name = |a: &Adapter| format!("{} {}", a.facts.name, a.facts.driver).to_lowercase();
-    adapters.iter().position(|a| !wanted.is_empty() && name(a).contains(&wanted))
+    // a comma alone is in the names of some
+    let says_something = wanted.contains(char::is_alphanumeric);
+    adapters.iter().position(|a| says_something && name(a).contains(&wanted))
 }
 
 fn numbered(adapter: &Adapter) -> String {

@@ -275,7 +275,7 @@ pub fn plan(
                 )
             }
             Method::Cast(to) => {
-                format!("nothing to cast: no float tensor has another dtype than {}", to.dtype())
+                format!("nothing to cast: every float tensor is {} already, or empty", to.dtype())
             }
         });
     }

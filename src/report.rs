@@ -1,6 +1,6 @@
 //! The report: what was done to each tensor, how large it became, and how much it lost.
 
-use crate::{backend::Dispatches, plan::Row, verify::Verification, writer::WrittenFile};
+use crate::{backend::Dispatches, plan::Row, scheme::Strategy, verify::Verification, writer::WrittenFile};
 use serde::{Deserialize, Serialize};
 
 /// Peak-to-RMS ratio from which a layer counts as outlier-heavy: Gaussian weights of any real size stay under 7.
@@ -150,8 +150,12 @@ pub fn warnings(entries: &[Entry]) -> Vec<String> {
             ));
         }
         if let Some(scheme) = entry.row.scheme.filter(|_| entry.row.after >= entry.row.before) {
+            let better = match scheme.strategy {
+                Strategy::Group { .. } => "larger groups, or --strategy channel, are better",
+                Strategy::Tensor | Strategy::Channel => "--min-params or --exclude leaves it as it is",
+            };
             warnings.push(format!(
-                "{}: codes and scales take more room than the weights did ({}); --on-mismatch channel or keep is better",
+                "{}: codes and scales take more room than the weights did ({}); {better}",
                 entry.row.name, scheme.strategy
             ));
         }

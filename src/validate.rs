@@ -74,9 +74,10 @@ pub fn validate(model: &Path) -> Result<Validation> {
     for i in found.rest.iter().copied() {
         if let Some((index, count)) = count_not_finite(&source, i, &tensors[i])? {
             let name = &tensors[i].name;
+            let values = if count == 1 { "value is" } else { "values are" };
             validation
                 .problems
-                .push(format!("{name}: {count} values are not finite, the first at index {index}"));
+                .push(format!("{name}: {count} {values} not finite, the first at index {index}"));
         }
     }
     if checkpoint.config().is_some() {

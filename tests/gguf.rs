@@ -286,7 +286,7 @@ fn values_that_blocks_cannot_hold() {
     write(1e30);
     let text = refused(&["quantize", "-m", &m, "-b", "8", "-d", "cpu"]);
     assert!(
-        text.contains("blk.0.attn_q.weight: 1 block from row 0 on need scales beyond the largest F16"),
+        text.contains("blk.0.attn_q.weight: 1 block from row 0 on needs scales beyond the largest F16"),
         "{text}"
     );
     write(f32::NAN);

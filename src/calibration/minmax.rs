@@ -100,7 +100,10 @@ impl Extremes {
 
     /// Whether this can have been observed.
     pub(super) fn is_sound(&self, per_channel: bool) -> bool {
-        self.low.len() == self.high.len() && if per_channel { !self.low.is_empty() } else { self.len() == 1 }
+        let ordered = self.low.iter().zip(&self.high).all(|(low, high)| low <= high);
+        ordered
+            && self.low.len() == self.high.len()
+            && if per_channel { !self.low.is_empty() } else { self.len() == 1 }
     }
 }
 

@@ -80,7 +80,7 @@ pub struct Out {
     #[arg(short, long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
     /// Memory to stay under
-    #[arg(long, default_value = "512MiB", value_name = "SIZE")]
+    #[arg(long, default_value = "512MiB", value_name = "SIZE", value_parser = size)]
     pub max_memory: ByteSize,
     /// Read the output again and hold it against the input, before it takes its place: every code is within half a step of its
     /// weight (or clipped), every cast the nearest value, every copy the same bytes
@@ -105,7 +105,7 @@ pub struct Out {
     #[arg(long)]
     pub json: bool,
     /// Bytes of weights a tile; for tests
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, value_parser = size)]
     pub tile_bytes: Option<ByteSize>,
     /// Lose the GPU after so many tiles; for tests
     #[arg(long, hide = true)]
@@ -157,7 +157,7 @@ pub struct Dequantize {
     #[arg(long)]
     pub saturate: bool,
     /// Largest file of an output directory
-    #[arg(long, default_value = "5GB", value_name = "SIZE")]
+    #[arg(long, default_value = "5GB", value_name = "SIZE", value_parser = size)]
     max_shard_size: ByteSize,
 }
 
@@ -186,7 +186,7 @@ pub struct Convert {
     #[command(flatten)]
     pub out: Out,
     /// Largest file of an output directory
-    #[arg(long, default_value = "5GB", value_name = "SIZE")]
+    #[arg(long, default_value = "5GB", value_name = "SIZE", value_parser = size)]
     max_shard_size: ByteSize,
 }
 
@@ -198,6 +198,12 @@ impl Convert {
     pub fn max_shard_size(&self) -> u64 {
         self.max_shard_size.0
     }
+}
+
+/// A number of bytes. The parser's own message tells of its insides.
+fn size(text: &str) -> std::result::Result<ByteSize, String> {
+    let accepted = "accepted is a size above 0, such as 512MiB or 5GB";
+    text.parse().ok().filter(|size: &ByteSize| size.0 > 0).ok_or_else(|| accepted.to_owned())
 }
 
 fn format_names() -> PossibleValuesParser {
@@ -267,7 +273,7 @@ pub struct Verify {
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,
     /// Memory to stay under
-    #[arg(long, default_value = "512MiB", value_name = "SIZE")]
+    #[arg(long, default_value = "512MiB", value_name = "SIZE", value_parser = size)]
     max_memory: ByteSize,
     /// Print as JSON
     #[arg(long)]

@@ -101,6 +101,13 @@ fn again(args: &Reproduce, recorded: &Recorded, output: &Path) -> Result<Reprodu
         let text = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
         Error::format(&args.report, format!("its command is not understood by this version: {text}"))
     })?;
+    // a report of another origin must not write or replace what it likes
+    if let Some(option) = recorded.command.iter().find(|option| !command.contains(option)) {
+        let what = format!(
+            "its command has {option}, which decides no byte of the output, and which no report holds"
+        );
+        return Err(Error::format(&args.report, what));
+    }
     if !matches!(cli.command, Command::Quantize(_) | Command::Dequantize(_) | Command::Convert(_)) {
         return Err(Error::format(&args.report, "its command makes no output"));
     }

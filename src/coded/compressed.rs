@@ -56,6 +56,12 @@ pub fn layer(
     if !whole && (groups != rows * per_row || per_row == 0 || !cols.is_multiple_of(per_row)) {
         return refused(format!("{groups} scales do not divide {rows} rows of {cols} weights into groups"));
     }
+    if groups > 1 && tensors[scale].shape.first() != Some(&rows) {
+        return refused(format!(
+            "{} has shape {:?}; accepted: one scale, or [{rows}, …] for {rows} rows",
+            tensors[scale].name, tensors[scale].shape
+        ));
+    }
     let strategy = match per_row {
         _ if whole => Strategy::Tensor,
         1 => Strategy::Channel,

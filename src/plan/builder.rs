@@ -10,7 +10,7 @@ use crate::{
     formats::{OutputFormat, Part, Quantized},
     names::heads_without_a_tensor,
     recipe::{Choice, Layer, Reason},
-    scheme::{Grid, Method, Scheme, Strategy},
+    scheme::{Activations, Grid, Method, Scheme, Strategy},
     tensor::{TensorInfo, View},
 };
 use serde_json::{Value, json};
@@ -88,6 +88,14 @@ impl Builder<'_> {
             ));
             return;
         };
+        if layer.scheme.strategy == Strategy::Tensor && layer.scheme.activations == Activations::Float {
+            self.problems.push(format!(
+                "{}: int{} weights with float inputs take one scale a channel or group; a whole tensor shares one in \
+                 w8a8 only",
+                layer.name, layer.scheme.bits
+            ));
+            return;
+        }
         let mut reason = None;
         if let Strategy::Group { group_size } = layer.scheme.strategy
             && !(group_size > 0 && layer.view.cols.is_multiple_of(group_size))

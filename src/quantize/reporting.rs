@@ -46,8 +46,9 @@ pub(super) fn report(prepared: &Prepared, results: &[JobResult], device: &Device
         }
     }
     all_warnings.extend(entries.iter().filter_map(|e| {
-        e.saturated
-            .map(|n| format!("{}: {n} values were clamped to the largest of the new dtype", e.row.name))
+        let n = e.saturated?;
+        let values = if n == 1 { "value was" } else { "values were" };
+        Some(format!("{}: {n} {values} clamped to the largest of the new dtype", e.row.name))
     }));
     let left_out =
         checkpoint.left_out().iter().map(|(p, why)| (p.display().to_string(), why.clone())).collect();

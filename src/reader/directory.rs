@@ -283,6 +283,7 @@ fn no_weights(root: &Path, listing: &Listing) -> Error {
 
 fn read_index(root: &Path, name: &Path, extensions: &[&str]) -> Result<Weights> {
     #[derive(Deserialize)]
+    #[serde(expecting = "an object with `weight_map`")]
     struct Index {
         weight_map: Unique<String>,
     }

@@ -146,7 +146,7 @@ impl Arena {
         match self.get(id) {
             Value::None => "None".into(),
             Value::Bool => "bool".into(),
-            Value::Int(_) | Value::Big(_) => "int".into(),
+            Value::Int(_) | Value::Big(_) => "whole number".into(),
             Value::Float => "float".into(),
             Value::Text(_) => "str".into(),
             Value::Bytes => "bytes".into(),

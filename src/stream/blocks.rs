@@ -22,9 +22,9 @@ pub fn store(
     let overflows = results.get(Binding::Counts).first().copied().unwrap_or(0);
     if overflows > 0 {
         let name = &stream.tensors[job.source].name;
-        let s = if overflows == 1 { "" } else { "s" };
+        let (s, needs) = if overflows == 1 { ("", "needs") } else { ("s", "need") };
         return Err(Error::refused(format!(
-            "{name}: {overflows} block{s} from row {} on need scales beyond the largest F16, which {block} stores; leave \
+            "{name}: {overflows} block{s} from row {} on {needs} scales beyond the largest F16, which {block} stores; leave \
              the tensor out with --exclude, or scale its weights down",
             piece.row
         )));

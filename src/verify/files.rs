@@ -3,6 +3,7 @@
 use super::Problem;
 use crate::{
     error::{Error, Result},
+    reader::json,
     writer::{WrittenFile, list_files, sha256_of_file},
 };
 use rayon::prelude::*;
@@ -14,8 +15,7 @@ use std::{
 
 /// The JSON of a report.
 pub fn read_report(path: &Path) -> Result<Value> {
-    let text = std::fs::read(path).map_err(Error::io("read", path))?;
-    serde_json::from_slice(&text).map_err(|e| Error::format(path, format!("is no report: {e}")))
+    json::read(path)
 }
 
 /// The files that a report holds.

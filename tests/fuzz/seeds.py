@@ -256,8 +256,69 @@ def gguf_files():
         write("checkpoint", f"gguf-{name}", data)
 
 
+def arguments():
+    """A line an option."""
+    write("arguments", "override", b"down_proj=bits=8,group-size=64,scheme=asymmetric,observer=mse")
+    write("arguments", "strategy", b"a=b,c=strategy=group")
+    options = ["--bits", "4", "--group-size", "32", "--format", "gptq,awq", "--include", "proj$", "--exclude", "(lm_head|embed)",
+               "--layer-types", "linear,conv2d", "--override", "q_proj=bits=8", "--min-params", "100", "--max-shard-size", "5GB"]
+    write("arguments", "options", "\n".join(options).encode())
+    write("arguments", "percentile", b"--observer\npercentile\n--percentile\n99.5\n--scheme\nasymmetric\n--on-mismatch\nshrink")
+    write("arguments", "preset", b"--preset\nfp16\n--saturate\n--on-nonfinite\nkeep\n--device\ngpu:0,cpu\n--max-memory\n1GiB")
+
+
+def statistics():
+    """What `monoquant calibrate` writes, with every observer."""
+    facts = {"batches": 2, "samples": 8, "values": 64, "infinities": 0, "extremes": [-1.5, 2.0]}
+    extremes = {"extremes": {"low": [-1.5], "high": [2.0]}}
+    observers = {
+        "minmax": ("min_max", None, extremes),
+        "moving": ({"moving_average_min_max": {"averaging_constant": 0.01}}, None, extremes),
+        "channels": ("min_max", 0, {"extremes": {"low": [-1.5, -1.0], "high": [2.0, 0.5]}}),
+        "nothing": ({"histogram": {"bins": 8}}, None, None),
+    }
+    for name, (kind, axis, state) in observers.items():
+        layer = {"kind": kind, "axis": axis, "facts": facts, "state": state}
+        file = {"monoquant_calibration": 1, "symmetric": name == "minmax", "layers": {"l": layer}}
+        write("statistics", name, json.dumps(file).encode())
+
+
+def directories():
+    """An index, and a config.json."""
+    index = {"metadata": {}, "weight_map": {"a.weight": "a.safetensors", "b.weight": "b.safetensors"}}
+    configs = {
+        "llama": {"model_type": "llama", "hidden_size": 8, "vocab_size": 2, "tie_word_embeddings": False, "torch_dtype": "bfloat16"},
+        "nested": {"model_type": "llava", "text_config": {"model_type": "llama", "hidden_size": 8, "dtype": "float32"}},
+        "quantized": {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        "experts": {"model_type": "qwen3_moe", "num_experts": 2, "moe_intermediate_size": 8},
+    }
+    for name, config in configs.items():
+        write("directory", name, json.dumps(index).encode() + b"\xff" + json.dumps(config).encode())
+
+
+def plans():
+    """Tensors, a config and options, a line each."""
+    llama = [f"model.layers.{i}.{name}" for i in range(2) for name in
+             ["self_attn.q_proj.weight BF16 64 64", "mlp.down_proj.weight BF16 64 192", "input_layernorm.weight BF16 64"]]
+    llama += ["model.embed_tokens.weight BF16 96 64", "lm_head.weight BF16 96 64"]
+    write("plan", "llama", "\n".join([*llama, '#{"model_type":"llama","hidden_size":64}', "--bits", "4", "--group-size", "32"]).encode())
+    experts = ["model.layers.0.mlp.experts.gate_up_proj BF16 4 64 128", "model.layers.0.mlp.experts.down_proj BF16 4 64 64",
+               "model.layers.0.mlp.gate.weight BF16 4 64"]
+    write("plan", "experts", "\n".join([*experts, '#{"model_type":"qwen3_moe","hidden_size":64}', "--format", "gptq,awq", "--bits", "4",
+                                        "--on-mismatch", "shrink"]).encode())
+    mixed = ["conv.weight F32 8 3 3 3", "rnn.weight_ih_l0 F32 32 8", "rnn.weight_hh_l0 F32 32 8", "up.weight F16 4 8 2", "e.weight F32 9 8",
+             "empty.weight F32 0 8", "scalar F32", "ids I64 7"]
+    types = "linear,conv1d,conv2d,convtranspose,lstm,gru,embedding"
+    write("plan", "mixed", "\n".join([*mixed, "--layer-types", types, "--strategy", "tensor", "--override", "rnn=bits=4,group-size=8"]).encode())
+    write("plan", "cast", "\n".join([*mixed, "--preset", "bf16", "--exclude", "rnn", "--max-shard-size", "100B"]).encode())
+
+
 torch_files()
 safetensors_files()
+arguments()
+statistics()
+directories()
+plans()
 layouts()
 gguf_files()
 total = sum(path.stat().st_size for path in HERE.rglob("*"))

@@ -1,6 +1,6 @@
 //! What `monoquant quantize` takes.
 
-use super::{Out, chosen_formats, format_names};
+use super::{Out, chosen_formats, format_names, size};
 use crate::{
     calibration::Calibration,
     error::{Error, Result},
@@ -78,7 +78,7 @@ pub struct Quantize {
     #[arg(long)]
     saturate: bool,
     /// Largest file of an output directory
-    #[arg(long, default_value = "5GB", value_name = "SIZE")]
+    #[arg(long, default_value = "5GB", value_name = "SIZE", value_parser = size)]
     max_shard_size: ByteSize,
 }
 
@@ -171,9 +171,6 @@ impl Quantize {
             recipe.calibration = Some(Calibration::read(path)?);
         }
         recipe.overrides.clone_from(&self.overrides);
-        if self.max_shard_size.0 == 0 {
-            return Err(Error::Usage("--max-shard-size 0: accepted is a size such as 5GB".into()));
-        }
         let on_mismatch = match self.on_mismatch {
             Mismatch::Refuse => OnMismatch::Refuse,
             Mismatch::Shrink => OnMismatch::Shrink,

@@ -6,13 +6,19 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use monoquant::{coded, quantize::Settings, reader::Checkpoint, tiles::Piece};
+mod plans;
+
+pub use plans::{consistent, planned, request};
+
+use monoquant::{coded, error::Error, quantize::Settings, reader::Checkpoint, tiles::Piece};
 
 /// Bytes of a tensor that are read.
 const MOST: u64 = 1 << 16;
 /// Memory for one file: the reader's buffers, and this many bytes for each of the file's.
 const BUFFERS: usize = 4 << 20;
 const A_BYTE: usize = 1 << 10;
+/// As if a regular expression, which may take 10 MiB by itself, were so many bytes.
+pub const A_REGEX: usize = 64 << 10;
 
 struct Counting;
 
@@ -39,28 +45,43 @@ static COUNTING: Counting = Counting;
 /// Runs `test` on a file of this name in memory, and panics if it takes more memory than such a file may.
 pub fn with_file(name: &str, bytes: &[u8], test: impl FnOnce(&Path)) {
     let path = put(name, bytes);
+    within(bytes.len(), || test(&path));
+}
+
+/// Runs `test`, and panics if it takes more memory than so many bytes of input may.
+pub fn within(bytes: usize, test: impl FnOnce()) {
     let before = LIVE.load(Relaxed);
     PEAK.store(before, Relaxed);
-    test(&path);
+    test();
     let taken = PEAK.load(Relaxed) - before;
-    assert!(taken <= BUFFERS + bytes.len() * A_BYTE, "{taken} bytes of memory for {} of a file", bytes.len());
+    assert!(taken <= BUFFERS + bytes * A_BYTE, "{taken} bytes of memory for {bytes} of input");
+}
+
+/// A path in memory.
+pub fn place(name: &str) -> PathBuf {
+    static FOLDER: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    let folder =
+        FOLDER.get_or_init(|| std::env::var_os("MONOQUANT_FUZZ").expect("tests/fuzz/run sets it").into());
+    folder.join(name)
 }
 
 /// Writes a file in memory.
 pub fn put(name: &str, bytes: &[u8]) -> PathBuf {
-    static FOLDER: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
-    let folder =
-        FOLDER.get_or_init(|| std::env::var_os("MONOQUANT_FUZZ").expect("tests/fuzz/run sets it").into());
-    let path = folder.join(name);
+    let path = place(name);
     std::fs::write(&path, bytes).unwrap();
     path
+}
+
+/// An error that tells of the input, not of us.
+pub fn sound(e: Error) {
+    assert!(!e.to_string().contains("internal error"), "{e}");
 }
 
 /// Opens a file; if that succeeds, all of its tensors lie in it, and can be read.
 pub fn open(path: &Path) {
     let checkpoint = match Checkpoint::open(path) {
         Ok(checkpoint) => checkpoint,
-        Err(e) => return assert!(!e.to_string().contains("internal error"), "{e}"),
+        Err(e) => return sound(e),
     };
     let size = std::fs::metadata(path).unwrap().len();
     let source = checkpoint.source().unwrap();
@@ -70,6 +91,7 @@ pub fn open(path: &Path) {
         keys.write(&mut written);
         assert!(std::fs::read(path).unwrap()[24..].starts_with(&written));
         drop(monoquant::inspect::inspect_checkpoint(&checkpoint));
+        planned(path, "out.gguf", &["--preset\nq4_k_m", "--preset\nq8_0", "--bits\n16"]);
     }
     for (i, tensor) in checkpoint.tensors().iter().enumerate() {
         let (bytes, elem) = (tensor.info.bytes(), tensor.info.dtype.size() as u64);
@@ -97,7 +119,6 @@ pub fn layers(path: &Path) {
     let Ok(checkpoint) = Checkpoint::open(path) else { return };
     let tensors = monoquant::quantize::infos(&checkpoint);
     let source = checkpoint.source().unwrap();
-    let sound = |e: monoquant::error::Error| assert!(!e.to_string().contains("internal error"), "{e}");
     match coded::layers(&checkpoint, &source) {
         Err(e) => sound(e),
         Ok(found) => {
