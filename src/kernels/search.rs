@@ -314,3 +314,48 @@ fn squared_error(normal: &[i16], trials: &Trials, i: usize) -> u64 {
     };
     normal.iter().map(|&x| u64::from(square(x))).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a group's absmax, or its range, is divided by for each candidate, as the contract above lists them.
+    fn divisors(params: &TileParams, sign: u32) -> Vec<f32> {
+        let half = 0.5f32.to_bits();
+        let divisor = |i| {
+            let found = candidate(params, half, half, coarse_number(params, i, sign));
+            let reach = if params.symmetric == 1 { 0.5 } else { 1.0 };
+            reach / f32::from_bits(found.scale)
+        };
+        (0..params.coarse).map(divisor).collect()
+    }
+
+    #[track_caller]
+    fn same(found: Vec<f32>, stated: Vec<f32>) {
+        assert_eq!(found.len(), stated.len(), "{found:?}, {stated:?}");
+        let off = found.iter().zip(&stated).find(|(a, b)| (*a - *b).abs() > 1e-5 * b.abs());
+        assert_eq!(off, None, "{found:?}, {stated:?}");
+    }
+
+    #[test]
+    fn coarse_candidates_are_those_of_the_contract() {
+        let usual = TileParams { scale_dtype: F32, ..Default::default() };
+        for (bits, group_len, whole, cs) in [
+            (4, 256, 7.5, (7..=11).step_by(1)),
+            (4, 257, 7.5, (7..=14).step_by(1)),
+            (8, 256, 127.5, (127..=159).step_by(4)),
+        ] {
+            let params = usual.with_grid(bits, true, true).with_search(true, group_len);
+            for sign in [0, 1] {
+                let signed = |c: u8| f32::from(c) * [1.0, -1.0][sign as usize];
+                same(divisors(&params, sign), [whole].into_iter().chain(cs.clone().map(signed)).collect());
+            }
+        }
+        for bits in [4, 8] {
+            let params = usual.with_grid(bits, false, true).with_search(true, 128);
+            let codes = (params.qmax - params.qmin) as f32;
+            let shrunk = (40..=64u8).rev().step_by(4).map(|n| codes * 64.0 / f32::from(n));
+            same(divisors(&params, 0), shrunk.collect());
+        }
+    }
+}
