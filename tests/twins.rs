@@ -176,9 +176,7 @@ fn the_harness_sees_one_flipped_bit_in_every_buffer() {
 /// Sums of errors may differ by what a report does not show, and no more.
 #[test]
 fn the_harness_sees_errors_that_differ_by_much() {
-    let changes: [(fn(f32) -> f32, usize); 5] =
-        [(|x| x * 1.001, 0), (|x| x * 1.01, 1), (|x| x * 0.99, 1), (|_| f32::INFINITY, 1), (|_| f32::NAN, 1)];
-    for (change, seen) in changes {
+    for (factor, seen) in [(1.001, 0), (1.01, 1), (0.99, 1), (f32::INFINITY, 1), (f32::NAN, 1)] {
         let mut changed = false;
         let outcome = cases::compare_with(&mut CpuBackend::new(), &cases::cases(true), |binding, words| {
             let large = |word: &&mut u32| (1.0..1e30).contains(&f32::from_bits(**word));
@@ -186,7 +184,7 @@ fn the_harness_sees_errors_that_differ_by_much() {
                 && !changed
                 && let Some(word) = words.iter_mut().find(large)
             {
-                *word = change(f32::from_bits(*word)).to_bits();
+                *word = (factor * f32::from_bits(*word)).to_bits();
                 changed = true;
             }
         })
