@@ -353,3 +353,23 @@ pub fn describe(scheme: &Scheme) -> String {
     let kind = if scheme.symmetric { "symmetric" } else { "asymmetric" };
     format!("int{} {kind}, {}, {}", scheme.bits, scheme.strategy, scheme.observer.name())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A line that says what is left out must leave out more than itself.
+    #[test]
+    fn many_notes_are_shortened_to_three_and_a_count() {
+        for count in 0..8 {
+            let notes: Vec<String> = (0..count).map(|n| n.to_string()).collect();
+            let short = shortened(notes.clone());
+            if count <= 4 {
+                assert_eq!(short, notes);
+            } else {
+                assert_eq!(short[..3], notes[..3]);
+                assert!(short.len() == 4 && short[3].contains(&format!(" {} more", count - 3)), "{short:?}");
+            }
+        }
+    }
+}

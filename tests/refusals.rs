@@ -263,6 +263,8 @@ fn what_loaders_refuse_is_said_beforehand() {
         (&["-b", "8", "--group-size", "64"], "vLLM refuses w8a8 weights in groups"),
         (&["-b", "4", "--group-size", "16"], "32, 64 or 128"),
         (&["-b", "4", "--group-size", "64", "--override", "q_proj=bits=8"], "q_proj and"),
+        (&["-b", "4", "--group-size", "16", "--format", "gptq"], "groups of 32, 64 or 128 weights only"),
+        (&["-b", "4", "--group-size", "64", "--format", "awq", "--exclude", "q_proj"], "q_proj as one layer"),
         (&["-b", "8", "--exclude", "no such layer"], "matches no tensor"),
     ] {
         let output = run(&[&["quantize", "-m", &model, "--dry-run"], arguments].concat());

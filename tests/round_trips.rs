@@ -10,7 +10,9 @@ use serde_json::json;
 /// Quantizes and dequantizes a directory; returns the comparison of the result with the original.
 fn there_and_back(folder: &Folder, quantize: &[&str]) -> serde_json::Value {
     let [model, coded, back] = ["model", "coded", "back"].map(|n| folder.text(n));
-    ok(&[&["quantize", "-m", &model, "-o", &coded, "-f"], quantize].concat());
+    let report = ok(&[&["quantize", "-m", &model, "-o", &coded, "-f"], quantize].concat());
+    let stored = load(&folder.path("model/model.safetensors"));
+    assert_eq!(report["bytes_before"], stored.values().map(|(_, _, bytes)| bytes.len()).sum::<usize>());
     assert!(
         run(&["validate", &coded]).status.success(),
         "{}",
@@ -62,6 +64,10 @@ fn every_dtype_and_width_comes_back() {
                 ["config.json", "extra", "model.safetensors", "tokenizer.json"]
             );
             assert_eq!(std::fs::read_to_string(folder.path("coded/extra/notes.txt")).unwrap(), "kept");
+            let config = std::fs::read_to_string(folder.path("coded/config.json")).unwrap();
+            let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+            let groups = &config["quantization_config"]["config_groups"];
+            assert_eq!(groups["group_0"]["targets"], json!(["Linear"]), "one scheme is meant by class");
             let config = std::fs::read_to_string(folder.path("back/config.json")).unwrap();
             assert!(!config.contains("quantization_config"));
         }

@@ -173,6 +173,27 @@ fn the_harness_sees_one_flipped_bit_in_every_buffer() {
     }
 }
 
+/// Sums of errors may differ by what a report does not show, and no more.
+#[test]
+fn the_harness_sees_errors_that_differ_by_much() {
+    for (factor, seen) in [(1.001, 0), (1.01, 1), (0.99, 1), (f32::INFINITY, 1), (f32::NAN, 1)] {
+        let mut changed = false;
+        let outcome = cases::compare_with(&mut CpuBackend::new(), &cases::cases(true), |binding, words| {
+            let large = |word: &&mut u32| (1.0..1e30).contains(&f32::from_bits(**word));
+            if binding == Binding::Errors
+                && !changed
+                && let Some(word) = words.iter_mut().find(large)
+            {
+                *word = (factor * f32::from_bits(*word)).to_bits();
+                changed = true;
+            }
+        })
+        .unwrap();
+        assert!(changed);
+        assert_eq!(outcome.differences.len(), seen, "{:?}", outcome.differences);
+    }
+}
+
 /// Every adapter of this machine: lavapipe and, under its own environment (tests/run), SwiftShader.
 #[test]
 fn every_adapter_makes_the_same_bytes() {

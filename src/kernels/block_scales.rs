@@ -264,6 +264,12 @@ mod tests {
         let tries: Vec<Stored> = (0..TRIES as usize).map(|i| tried::<Q4_K>(i, middle)).collect();
         assert_eq!((tries[0].step, tries[0].low), (63, 0));
         assert!(tries.iter().all(|t| (0..64).contains(&t.step) && (0..64).contains(&t.low)));
+        // of equals the first is taken: the order is the same in both twins
+        let middle = Stored { step: 30, low: 40 };
+        let tries = (0..TRIES as usize).map(|i| tried::<Q4_K>(i, middle)).map(|t| (t.step - 30, t.low - 40));
+        let around = [0, 1, -1, 2, -2];
+        let stated = around.iter().flat_map(|low| around.map(|step| (step, *low)));
+        assert!(tries.eq(stated.take(TRIES as usize)));
         let middle = Stored { step: -128, low: 0 };
         assert!((0..16).all(|i| (-128..-119).contains(&tried::<Q6_K>(i, middle).step)));
     }

@@ -164,8 +164,38 @@ pub(super) fn errors(
 
 #[cfg(test)]
 mod tests {
-    use super::super::blocks::tests::quantized;
+    use super::{super::blocks::tests::quantized, *};
     use crate::{block::Block, kernels::cases::data, tensor::Float};
+
+    /// Of equals the first is taken: the order is the same in both twins.
+    #[test]
+    fn steps_of_either_sign_take_turns() {
+        let params = TileParams::default().with_blocks(Block::Q6_K, 256);
+        let normal = std::array::from_fn(|i| 4096 - 400 * i as i32);
+        let (steps, lows) = fits::<Q6_K, 16>(&params, &normal, 0, 4096);
+        let signs: Vec<i32> = steps.iter().map(|step| step.signum()).collect();
+        assert_eq!((signs, lows), ([1, -1].repeat(TRIES as usize / 2), [0; TRIES as usize]));
+    }
+
+    /// Where a line would begin above zero, it goes through zero, also for weights of which some lie below.
+    #[test]
+    fn lines_that_would_begin_above_zero_begin_there() {
+        let params = TileParams::default().with_blocks(Block::Q4_K, 256);
+        let mut through_zero = 0;
+        for most in (1000..4000).step_by(50) {
+            let normal: [i32; 32] = std::array::from_fn(|i| [most, -20, 4096][i.saturating_sub(29)]);
+            let (steps, lows) = fits::<Q4_K, 32>(&params, &normal, 20, 4096);
+            for i in (0..TRIES as usize).filter(|&i| lows[i] == 0) {
+                let code = |x: i32| ((x + 20) as f32 * (reach::<Q4_K>(i as u32) / 4116.0)).round_ties_even();
+                let codes = normal.map(|x| (f64::from(x), f64::from(code(x).clamp(0.0, 15.0))));
+                let [products, squares] =
+                    codes.iter().fold([0.0; 2], |[p, s], (x, c)| [p + x * c, s + c * c]);
+                assert!((f64::from(steps[i]) - 256.0 * products / squares).abs() <= 1.0, "try {i} of {most}");
+                through_zero += 1;
+            }
+        }
+        assert!(through_zero > 0);
+    }
 
     /// The lines that the search found, and the plain ones that spread the range over all codes.
     #[test]

@@ -182,4 +182,17 @@ pub(crate) mod tests {
             }
         }
     }
+
+    /// Types with a lowest weight store it in f16 as well, where it may overflow by itself.
+    #[test]
+    fn a_lowest_weight_that_overflows_alone_is_counted() {
+        for (block, lowest) in [(Block::Q4_1, -1e5), (Block::Q4_K, -1e7)] {
+            for (weight, overflows) in [(lowest, 1), (-lowest, 0)] {
+                let mut weights = vec![0.0; block.len()];
+                weights[0] = weight;
+                let (buffers, _) = quantized(block, Float::F32, f32s(&weights));
+                assert_eq!(buffers.counts[0], overflows, "{block} of {weight}");
+            }
+        }
+    }
 }

@@ -154,3 +154,22 @@ impl Lengths {
         self.0.iter().map(|&w| 4 * w as u64).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::ALL;
+
+    #[test]
+    fn bytes_are_those_of_all_buffers() {
+        let params = TileParams { row_len: 40, channel_len: 40, bins: 16, ..Default::default() };
+        let params = params.with_groups(400, 8).with_grid(4, true, true).with_search(true, 8);
+        let lengths = Lengths::new(&params, &ALL);
+        let mut buffers = TileBuffers::default();
+        buffers.resize(&lengths);
+        let bytes = Binding::ALL.iter().map(|&binding| size_of_val(buffers.words(binding)) as u64);
+        assert_eq!(lengths.bytes(), bytes.sum::<u64>());
+        // vectors may reserve more than they hold
+        assert!((lengths.bytes()..=2 * lengths.bytes()).contains(&(buffers.bytes() as u64)));
+    }
+}

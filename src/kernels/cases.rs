@@ -141,7 +141,7 @@ const ALL_OUTPUTS: &[Binding] = &[
 ];
 
 /// Rows, elements a row, elements a group (0 is the whole tile).
-const SHAPES: [(u32, u32, u32); 9] = [
+const SHAPES: [(u32, u32, u32); 10] = [
     (8, 256, 128),
     (16, 64, 64),
     (3, 100, 100),
@@ -151,6 +151,8 @@ const SHAPES: [(u32, u32, u32); 9] = [
     (4, 1030, 1030),
     (6, 50, 0),
     (1, 1, 1),
+    // more groups than twins take together, a few more
+    (100, 88, 8),
 ];
 
 /// All cases, or with `short` a few that take no time and still fail where a driver's arithmetic differs.

@@ -329,4 +329,24 @@ mod tests {
             }
         });
     }
+
+    /// Machines that multiply and add in one step have the same sums as others, but for rounding.
+    #[test]
+    fn sums_of_errors_are_those_of_plain_arithmetic_on_every_machine() {
+        let (params, scale) = (TileParams::default().with_grid(8, true, false), 0.01f32);
+        let weights: Vec<u32> = (0..200).map(|i| ((i * i % 211) as f32 / 211.0 - 0.5).to_bits()).collect();
+        let stated = weights.iter().fold([0.0; 2], |[signal, noise], &x| {
+            let quotient = f64::from(f32::from_bits(x)) / f64::from(scale);
+            let error = quotient - quotient.round_ties_even();
+            [signal + quotient * quotient, noise + error * error]
+        });
+        for fused in [true, false] {
+            let coder = Coder::new(&params, scale.to_bits(), 0, fused);
+            let sums = coder
+                .code::<false, u16, _>(weights.as_chunks::<2>().0, |x| x, &mut [0; 100])
+                .map(|parts| parts.into_iter().map(f64::from).sum::<f64>());
+            let same = sums.iter().zip(&stated).all(|(a, b)| (a - b).abs() <= 1e-3 * b);
+            assert!(same, "{sums:?}, not {stated:?}");
+        }
+    }
 }

@@ -314,3 +314,82 @@ fn squared_error(normal: &[i16], trials: &Trials, i: usize) -> u64 {
     };
     normal.iter().map(|&x| u64::from(square(x))).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a group's absmax, or its range, is divided by for a candidate.
+    fn divisor(params: &TileParams, number: u32) -> f32 {
+        let half = 0.5f32.to_bits();
+        let reach = if params.symmetric == 1 { 0.5 } else { 1.0 };
+        reach / f32::from_bits(candidate(params, half, half, number).scale)
+    }
+
+    fn divisors(params: &TileParams, sign: u32) -> Vec<f32> {
+        (0..params.coarse).map(|i| divisor(params, coarse_number(params, i, sign))).collect()
+    }
+
+    #[track_caller]
+    fn same(found: Vec<f32>, stated: Vec<f32>) {
+        assert_eq!(found.len(), stated.len(), "{found:?}, {stated:?}");
+        let off = found.iter().zip(&stated).find(|(a, b)| (*a - *b).abs() > 1e-5 * b.abs());
+        assert_eq!(off, None, "{found:?}, {stated:?}");
+    }
+
+    #[test]
+    fn coarse_candidates_are_those_of_the_contract() {
+        let usual = TileParams { scale_dtype: F32, ..Default::default() };
+        for (bits, group_len, whole, cs) in [
+            (4, 256, 7.5, (7..=11).step_by(1)),
+            (4, 257, 7.5, (7..=14).step_by(1)),
+            (8, 256, 127.5, (127..=159).step_by(4)),
+        ] {
+            let params = usual.with_grid(bits, true, true).with_search(true, group_len);
+            for sign in [0, 1] {
+                let signed = |c: u8| f32::from(c) * [1.0, -1.0][sign as usize];
+                same(divisors(&params, sign), [whole].into_iter().chain(cs.clone().map(signed)).collect());
+            }
+        }
+        for bits in [4, 8] {
+            let params = usual.with_grid(bits, false, true).with_search(true, 128);
+            let codes = (params.qmax - params.qmin) as f32;
+            let shrunk = (40..=64u8).rev().step_by(4).map(|n| codes * 64.0 / f32::from(n));
+            same(divisors(&params, 0), shrunk.collect());
+        }
+    }
+
+    #[test]
+    fn fine_candidates_lie_towards_the_better_neighbour() {
+        for (bits, symmetric) in [(4, true), (8, true), (4, false), (8, false)] {
+            let params = TileParams { scale_dtype: F32, ..Default::default() };
+            let params = params.with_grid(bits, symmetric, true).with_search(true, 128);
+            let coarse = params.symmetric..params.coarse;
+            for (best, better) in coarse.clone().flat_map(|i| [(i, i.wrapping_sub(1)), (i, i + 1)]) {
+                if !coarse.contains(&better) {
+                    continue;
+                }
+                let mut sums = [2; MOST];
+                (sums[best as usize], sums[better as usize]) = (0, 1);
+                let [from, to] = [best, better].map(|i| divisor(&params, coarse_number(&params, i, 0)));
+                for f in 0..params.candidates - params.coarse {
+                    let found = divisor(&params, fine_number(&params, &sums, best, f, 0));
+                    let way = (found - from) / (to - from);
+                    assert!(0.0 < way && way < 1.0, "int{bits}: {found} for {from} and {to}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sums_are_those_of_all_chunks_of_a_group() {
+        let params = TileParams { tallies: 3, candidates: 2, ..Default::default() };
+        // of two groups: the low word of each sum, and a high word
+        let counts: Vec<u32> = (0..12).flat_map(|n| [1 << n, n]).collect();
+        let stated = |n: u64| (0..3).map(|chunk| (1 << (n + 2 * chunk)) | (n + 2 * chunk) << 32).sum::<u64>();
+        for group in 0..2 {
+            let sums = sums_of(&params, &counts, group, 2);
+            assert_eq!(sums[..2], [stated(6 * group as u64), stated(6 * group as u64 + 1)]);
+        }
+    }
+}

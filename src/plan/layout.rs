@@ -129,3 +129,32 @@ pub fn index(files: &[&FileLayout]) -> Value {
         files.iter().flat_map(|f| f.tensors.iter().map(|t| (t.name.as_str(), f.name.as_str()))).collect();
     json!({"metadata": {"total_size": total}, "weight_map": map})
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Dtype;
+
+    /// Of a file of torch each part is found under both names, whatever the format calls it.
+    #[test]
+    fn every_part_of_a_tied_layer_has_its_other_name() {
+        for parts in [
+            &["weight"][..],
+            &["weight_packed", "weight_scale", "weight_zero_point", "weight_shape"],
+            &["qweight", "qzeros", "scales", "g_idx"],
+        ] {
+            let named = |module: &str| parts.iter().map(move |part| format!("{module}.{part}")).collect();
+            let (names, others): (Vec<String>, Vec<String>) = (named("embed"), named("head"));
+            let tensor = |name: String| TensorInfo { name, dtype: Dtype::I8, shape: vec![1] };
+            let file =
+                FileLayout { tensors: names.into_iter().map(tensor).collect(), ..FileLayout::default() };
+            let mut plan = Plan { files: vec![file], ..Plan::default() };
+            let tied = BTreeMap::from([("head.weight".to_owned(), "embed.weight".to_owned())]);
+            tie(&mut plan, &tied, Container::Torch);
+            let mut aliases = plan.files[0].aliases.clone();
+            aliases.sort_by_key(|(_, tensor)| *tensor);
+            assert_eq!(aliases, others.into_iter().zip(0..).collect::<Vec<_>>());
+            assert_eq!(plan.notes.len(), 1, "{:?}", plan.notes);
+        }
+    }
+}
