@@ -46,7 +46,10 @@ impl Recorded {
             .map_err(|e| Error::format(path, format!("is no report of monoquant: {e}")))?;
         match recorded.command.first().map(String::as_str) {
             Some("quantize" | "dequantize" | "convert") => Ok(recorded),
-            Some(other) => Err(Error::format(path, format!("is of `{other}`, which makes no output"))),
+            Some(other) => Err(Error::format(
+                path,
+                format!("is of `{other}`; accepted: a report of quantize, dequantize or convert"),
+            )),
             None => Err(Error::format(
                 path,
                 "does not say which command made the output; accepted: what --report or --json of the command line wrote",

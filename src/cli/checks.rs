@@ -14,6 +14,7 @@ use crate::{
 };
 use std::{
     ffi::OsString,
+    io::ErrorKind,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -24,8 +25,9 @@ pub fn check(args: &Verify) -> Result<()> {
     let report = args.report.as_ref().map(|path| files::of_report(path, &files::read_report(path)?));
     let report = report.transpose()?;
     let against = Checkpoint::open(&args.against)?;
-    // first, as a file that was damaged may not even open
-    let damaged = report.as_deref().map(|files| files::check(&args.output, files)).transpose()?;
+    // first, as a file that was damaged may not even open; an output that is not there is no matter of its files
+    let there = report.as_deref().filter(|_| args.output.exists());
+    let damaged = there.map(|files| files::check(&args.output, files)).transpose()?;
     let mut verification = match verify(&args.output, &against, max_memory, &INTERRUPTED) {
         Ok(verification) => verification,
         Err(Error::Interrupted) => return Err(Error::Interrupted),
@@ -66,7 +68,14 @@ fn aside(recorded: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
     hidden.push(".monoquant-reproduced");
     let parent = recorded.parent().filter(|parent| parent.is_dir()).unwrap_or(Path::new("."));
     let place = parent.join(hidden);
-    std::fs::create_dir(&place).map_err(Error::io("create", &place))?;
+    std::fs::create_dir(&place).map_err(|e| match e.kind() {
+        ErrorKind::AlreadyExists => {
+            let what = "is there: another `monoquant reproduce` is at work, or was interrupted, and then it can be \
+                        removed; --output names another place";
+            Error::format(&place, what)
+        }
+        _ => Error::io("create", &place)(e),
+    })?;
     Ok((place.join(name), Some(place)))
 }
 
@@ -104,7 +113,7 @@ fn again(args: &Reproduce, recorded: &Recorded, output: &Path) -> Result<Reprodu
     // a report of another origin must not write or replace what it likes
     if let Some(option) = recorded.command.iter().find(|option| !command.contains(option)) {
         let what = format!(
-            "its command has {option}, which decides no byte of the output, and which no report holds"
+            "its command has `{option}`; accepted: options that decide bytes of the output, as --NAME=VALUE"
         );
         return Err(Error::format(&args.report, what));
     }

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 use std::{
     collections::HashSet,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 /// The JSON of a report.
@@ -18,17 +18,29 @@ pub fn read_report(path: &Path) -> Result<Value> {
     json::read(path)
 }
 
-/// The files that a report holds.
+/// The files that a report holds: at least one, each once, by a path within the output.
 pub fn of_report(path: &Path, report: &Value) -> Result<Vec<WrittenFile>> {
     let files = report.get("files").cloned().unwrap_or_default();
     let files: Vec<WrittenFile> = serde_json::from_value(files).unwrap_or_default();
-    match files.is_empty() {
-        false => Ok(files),
-        true => Err(Error::format(
+    if files.is_empty() {
+        return Err(Error::format(
             path,
             "holds no SHA-256 of files; accepted: what --report or --json of quantize, dequantize or convert wrote",
-        )),
+        ));
     }
+    let mut names = HashSet::new();
+    for name in files.iter().map(|file| &file.name) {
+        // a report of another origin must not have other files read
+        let inside = Path::new(name).components().all(|c| matches!(c, Component::Normal(_)));
+        if name.is_empty() || !inside {
+            let what = format!("holds the SHA-256 of `{name}`; accepted: a file in the output");
+            return Err(Error::format(path, what));
+        }
+        if !names.insert(name) {
+            return Err(Error::format(path, format!("holds the SHA-256 of `{name}` twice")));
+        }
+    }
+    Ok(files)
 }
 
 /// Where a file of a report lies. An output of one file may have another name now.
@@ -38,6 +50,13 @@ fn place(output: &Path, files: &[WrittenFile], file: &WrittenFile) -> PathBuf {
 
 /// Files of an output that are not those of a report, and files that the report does not know.
 pub fn check(output: &Path, files: &[WrittenFile]) -> Result<Vec<Problem>> {
+    if output.is_file() && files.len() > 1 {
+        let what = format!(
+            "is one file, and the report holds {} files; accepted: the output that the report is of",
+            files.len()
+        );
+        return Err(Error::format(output, what));
+    }
     let found: Vec<Result<Option<Problem>>> = files
         .par_iter()
         .map(|file| {

@@ -89,7 +89,7 @@ pub fn cases() -> Vec<Case> {
             "reproduce: a command that makes nothing",
             reported(|r| r["command"] = json!(["inspect"])),
             REPRODUCE,
-            "r.json: is of `inspect`, which makes no output",
+            "r.json: is of `inspect`; accepted: a report of quantize, dequantize or convert",
         ),
         refused(
             "reproduce: an option that is not there",
@@ -101,13 +101,13 @@ pub fn cases() -> Vec<Case> {
             "reproduce: an option that replaces",
             reported(|r| r["command"] = json!(["quantize", "--force"])),
             REPRODUCE,
-            "r.json: its command has --force, which decides no byte of the output, and which no report holds",
+            "r.json: its command has `--force`; accepted: options that decide bytes of the output, as --NAME=VALUE",
         ),
         refused(
             "reproduce: an option that writes",
             reported(|r| r["command"] = json!(["quantize", "--report=x.safetensors"])),
             REPRODUCE,
-            "r.json: its command has --report=x.safetensors, which decides no byte of the output, and which no report holds",
+            "r.json: its command has `--report=x.safetensors`; accepted: options that decide bytes of the output, as --NAME=VALUE",
         ),
         refused(
             "reproduce: a word that is no option",
@@ -120,6 +120,42 @@ pub fn cases() -> Vec<Case> {
             reported(|r| r["files"] = json!([1, 2])),
             REPRODUCE,
             "r.json: holds no SHA-256 of files; accepted: what --report or --json of quantize, dequantize or convert wrote",
+        ),
+        refused(
+            "reproduce: an option and its value apart",
+            reported(|r| r["command"] = json!(["quantize", "--bits", "8"])),
+            REPRODUCE,
+            "r.json: its command has `--bits`; accepted: options that decide bytes of the output, as --NAME=VALUE",
+        ),
+        refused(
+            "reproduce: a command of numbers",
+            reported(|r| r["command"] = json!([1])),
+            REPRODUCE,
+            "r.json: is no report of monoquant: invalid type: integer `1`, expected a string",
+        ),
+        refused(
+            "reproduce: no model",
+            reported(|r| drop(r.as_object_mut().unwrap().remove("model"))),
+            REPRODUCE,
+            "r.json: is no report of monoquant: missing field `model`",
+        ),
+        refused(
+            "reproduce: a file outside of the output",
+            reported(|r| r["files"][0]["name"] = json!("../x.safetensors")),
+            REPRODUCE,
+            "r.json: holds the SHA-256 of `../x.safetensors`; accepted: a file in the output",
+        ),
+        refused(
+            "reproduce: a file twice",
+            reported(|r| r["files"] = json!([r["files"][0], r["files"][0]])),
+            REPRODUCE,
+            "r.json: holds the SHA-256 of `y.safetensors` twice",
+        ),
+        refused(
+            "reproduce: what an interrupted run left",
+            all([reported(|_| {}), directory(".y.safetensors.monoquant-reproduced")]),
+            REPRODUCE,
+            "./.y.safetensors.monoquant-reproduced: is there: another `monoquant reproduce` is at work, or was interrupted, and then it can be removed; --output names another place",
         ),
         refused(
             "reproduce: the input is missing",
@@ -162,6 +198,30 @@ pub fn cases() -> Vec<Case> {
             reported(|r| r["files"] = json!([])),
             VERIFY,
             "r.json: holds no SHA-256 of files; accepted: what --report or --json of quantize, dequantize or convert wrote",
+        ),
+        refused(
+            "verify: a file by an absolute path",
+            reported(|r| r["files"][0]["name"] = json!("/dev/zero")),
+            VERIFY,
+            "r.json: holds the SHA-256 of `/dev/zero`; accepted: a file in the output",
+        ),
+        refused(
+            "verify: a file without a name",
+            reported(|r| r["files"][0]["name"] = json!("")),
+            VERIFY,
+            "r.json: holds the SHA-256 of ``; accepted: a file in the output",
+        ),
+        refused(
+            "verify: one file, and a report of two",
+            reported(|r| r["files"] = json!([r["files"][0], {"name": "z", "bytes": 1, "sha256": "0"}])),
+            VERIFY,
+            "y.safetensors: is one file, and the report holds 2 files; accepted: the output that the report is of",
+        ),
+        refused(
+            "verify: no output",
+            all([reported(|_| {}), without("y.safetensors")]),
+            VERIFY,
+            "y.safetensors: no such file or directory; accepted: a .safetensors file, a checkpoint of torch (.pt, .pth, .bin, .ckpt), a .gguf file, or a directory with one, or with the index of several",
         ),
         failed(
             "verify: another SHA-256",

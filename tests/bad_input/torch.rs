@@ -4,7 +4,9 @@ use crate::{
     Case,
     archive::{around, record, zip},
     inputs::*,
-    opcodes::{MAGIC, call, dict, global, int, old, pickle, sound, stored, tensor, text, tuple},
+    opcodes::{
+        MAGIC, call, dict, global, int, old, pickle, rebuild, sound, storage, stored, tensor, text, tuple,
+    },
     refused,
 };
 
@@ -201,6 +203,23 @@ pub fn cases() -> Vec<Case> {
             archive(&dict(&[("layer.weight", tensor(16, 0, &[-4, 4], &[4, 1]))])),
             QUANTIZE,
             "x.pt: tensor `layer.weight` has sizes that are no whole numbers from 0 on",
+        ),
+        refused(
+            "torch: complex128 into safetensors",
+            archive(&dict(&[
+                ("layer.weight", sound()),
+                (
+                    "z",
+                    rebuild(
+                        storage("ComplexDoubleStorage", "0", int(1)),
+                        int(0),
+                        tuple(&[int(1)]),
+                        tuple(&[int(1)]),
+                    ),
+                ),
+            ])),
+            "quantize -m x.pt -o out.safetensors -f --preset bf16",
+            "z: safetensors has no complex128; --output NAME.pt can hold it",
         ),
         refused(
             "torch: a stride that is missing",

@@ -115,6 +115,26 @@ properties! {
         prop_assert!(codes.is_sorted());
     }
 
+    /// Half-way between two codes it is the even one.
+    [quantize_pack quantize]
+    fn halves_go_to_the_even_code(
+        below in vec(-300i32..300, 200), e in -20i32..20, negative in any::<bool>(), bits in prop::sample::select(vec![4, 8]), zero_point in -8i32..8
+    ) {
+        let scale = 2f32.powi(e) * if negative { -1.0 } else { 1.0 };
+        let weights: Vec<f32> = below.iter().map(|&n| (n as f32 + 0.5) * scale).collect();
+        let params = TileParams { row_len: 200, channel_len: 200, scaled: 1, ..Default::default() };
+        let params = params.with_groups(200, 200).with_grid(bits, false, true);
+        let even = |n: i32| (n + (n & 1)).clamp(params.qmin, params.qmax);
+        let expected: Vec<i32> = below.iter().map(|n| even(n + zero_point)).collect();
+        for kernel in [&quantize_pack::KERNEL, &quantize::KERNEL] {
+            let buffers = run(params, &[kernel], bytemuck::cast_slice(&weights), |b| {
+                b.scales[0] = scale.to_bits();
+                b.zero_points[0] = zero_point;
+            });
+            prop_assert_eq!(&codes(&params, &buffers.output), &expected, "{}", kernel.name);
+        }
+    }
+
     /// The kernel of all steps at once makes what the steps make one by one, and sums of errors that differ by rounding.
     [quantize minmax qparams quantize_pack error]
     fn the_fused_kernel_does_what_its_steps_do(tile in tiles(8)) {
