@@ -96,13 +96,19 @@ impl Workplace {
         Ok(())
     }
 
+    /// Gives the lock back by name: a process that was forked from this one holds a copy of the handle until it runs
+    /// its own program, and closing ours would leave the lock with it.
+    fn release(&mut self) {
+        let _ = self.lock.take().map(|lock| lock.unlock());
+    }
+
     /// Removes it, the lock last.
     pub fn remove(&mut self) -> Result<()> {
         self.keep = true;
         self.clear()?;
         let place = self.path.join(LOCK);
         let unlinked = fs::remove_file(&place);
-        drop(self.lock.take());
+        self.release();
         if unlinked.is_err() {
             fs::remove_file(&place).map_err(Error::io("remove", &place))?;
         }
@@ -118,6 +124,7 @@ impl Drop for Workplace {
         if !self.keep && !self.replaced().exists() {
             let _ = self.remove();
         }
+        self.release();
     }
 }
 
@@ -171,4 +178,24 @@ fn busy(mut lock: File, destination: &Path, path: &Path) -> Error {
         destination.display(),
         path.display()
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a process that is being started has them, and a worker forked by Python.
+    #[test]
+    fn a_copy_of_the_handle_elsewhere_does_not_hold_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let take = || Workplace::take(folder.path().join("work"), Path::new("out"));
+        let mut work = take().unwrap();
+        let copy = work.lock.as_ref().unwrap().try_clone().unwrap();
+        assert!(take().unwrap_err().to_string().contains("another run"));
+        work.keep = true;
+        drop(work);
+        let found = take().unwrap();
+        assert!(found.found);
+        drop((found, copy));
+    }
 }
