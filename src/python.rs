@@ -10,7 +10,7 @@ use crate::{
     gpu::{self, GpuOptions},
     inspect,
     plan::Plan as Planned,
-    profile::{Profile, Stage},
+    profile::Profile,
     quantize::{self, Prepared, Settings},
     recipe::LayerType,
     report::Report,
@@ -34,9 +34,8 @@ use tensors::{Place, Source, memory};
 mod native {
     #[pymodule_export]
     use super::{
-        Plan, compare_models, convert, convert_file, dequantize, devices, inspect_model, load, main,
-        observers::Observer, observers::calibration_json, observers::read_calibration, quantize_file,
-        quantize_model, save, version,
+        Plan, compare_models, convert, dequantize, devices, inspect_model, load, main, observers::Observer,
+        observers::calibration_json, observers::read_calibration, quantize_model, save, version, write,
     };
 
     /// A log on stderr where RUST_LOG asks for one. Threads of the engine write it, which Python's logging would make wait
@@ -212,41 +211,14 @@ fn quantize_model(
     py.detach(plan).map_err(raised)
 }
 
-/// Quantizes a file or directory into another, streamed; returns the report as JSON.
+/// Runs a command line that writes a checkpoint, streamed; returns the report as JSON.
 #[pyfunction]
-fn quantize_file(
-    py: Python<'_>,
-    model: PathBuf,
-    output: PathBuf,
-    options: Vec<String>,
-    device: &str,
-    force: bool,
-    progress: Py<PyAny>,
-) -> PyResult<String> {
-    let plan = || {
-        let (request, on_non_finite) = cli::request(&options)?;
-        let settings = Settings { output: Some(output), force, ..settings(device) };
-        Ok((quantize::prepare(&model, &request, on_non_finite, &settings)?, settings))
-    };
-    written(py, plan, progress)
-}
-
-/// Plans and runs from file to file; returns the report as JSON.
-fn written(
-    py: Python<'_>,
-    plan: impl FnOnce() -> Result<(Prepared, Settings)> + Send,
-    progress: Py<PyAny>,
-) -> PyResult<String> {
+fn write(py: Python<'_>, arguments: Vec<std::ffi::OsString>, progress: Py<PyAny>) -> PyResult<String> {
     let stop = AtomicBool::new(false);
     let failed = Mutex::new(None);
     let outcome = py.detach(|| {
-        let start = Instant::now();
-        let (prepared, settings) = plan()?;
-        drop(settings.profile.as_ref().map(|profile| profile.since(start, Stage::Plan)));
-        let total = quantize::work_bytes(&prepared);
-        let mut device = quantize::open(&prepared, &settings)?;
-        let advance = |bytes: u64| tell(Some(&progress), &[bytes, total], &stop, &failed);
-        quantize::execute(&prepared, &mut device, &settings, &stop, &advance)
+        let advance = |bytes, total| tell(Some(&progress), &[bytes, total], &stop, &failed);
+        cli::run_watched(arguments, &cli::Watch { stop: &stop, advance: &advance })
     });
     told(failed, outcome)
 }
@@ -260,28 +232,6 @@ fn convert(py: Python<'_>, source: Source, formats: Vec<String>) -> PyResult<Pla
         conversions::prepare_checkpoint(source.open()?, &formats, u64::MAX, &settings, in_memory()).map(Plan)
     };
     py.detach(plan).map_err(raised)
-}
-
-/// What the command line takes where nothing is said.
-const MAX_SHARD_SIZE: u64 = 5_000_000_000;
-
-/// Converts a file or directory into another, streamed; returns the report as JSON.
-#[pyfunction]
-fn convert_file(
-    py: Python<'_>,
-    model: PathBuf,
-    output: PathBuf,
-    formats: Vec<String>,
-    device: &str,
-    force: bool,
-    progress: Py<PyAny>,
-) -> PyResult<String> {
-    let plan = || {
-        let settings = Settings { output: Some(output), force, ..settings(device) };
-        let formats = cli::formats(&formats)?;
-        Ok((conversions::prepare(&model, &formats, MAX_SHARD_SIZE, &settings)?, settings))
-    };
-    written(py, plan, progress)
 }
 
 /// Plans the way back to floats; `dtype` is torch's name.

@@ -7,8 +7,8 @@ from typing import Any, final
 from ._tensors import Source
 
 __all__ = [
-    "Observer", "Plan", "calibration_json", "compare_models", "convert", "convert_file", "dequantize", "devices", "inspect_model", "load", "main",
-    "quantize_file", "quantize_model", "read_calibration", "save", "version",
+    "Observer", "Plan", "calibration_json", "compare_models", "convert", "dequantize", "devices", "inspect_model", "load", "main",
+    "quantize_model", "read_calibration", "save", "version", "write",
 ]  # fmt: skip
 
 @final
@@ -70,20 +70,8 @@ class Observer:
 def quantize_model(source: Source, options: Sequence[str], kinds: Mapping[str, str] | None = None) -> Plan:
     """Plans a quantization by the options of the command line. kinds: layer types of a module's weights by name."""
 
-def quantize_file(
-    model: str | PathLike[str], output: str | PathLike[str], options: Sequence[str], device: str, force: bool,
-    progress: Callable[[int, int], object],
-) -> str:  # fmt: skip
-    """Quantizes a file or directory into another, streamed; returns the report as JSON."""
-
 def convert(source: Source, formats: Sequence[str]) -> Plan:
     """Plans to take quantized layers into another layout."""
-
-def convert_file(
-    model: str | PathLike[str], output: str | PathLike[str], formats: Sequence[str], device: str, force: bool,
-    progress: Callable[[int, int], object],
-) -> str:  # fmt: skip
-    """Converts a file or directory into another, streamed; returns the report as JSON."""
 
 def dequantize(source: Source, dtype: str | None = None) -> Plan:
     """Plans the way back to floats; dtype is torch's name."""
@@ -105,6 +93,9 @@ def devices(device: str) -> str:
 
 def main(arguments: Sequence[str | PathLike[str]]) -> int:
     """The command line; returns the exit code."""
+
+def write(arguments: Sequence[str | PathLike[str]], progress: Callable[[int, int], object]) -> str:
+    """Runs a command line that writes a checkpoint, streamed; returns the report as JSON."""
 
 def version() -> str:
     """The version of the engine."""

@@ -48,7 +48,9 @@ def quantize(
     `on_nonfinite` ("refuse", "keep"), `saturate`, and from file to file `format` ("compressed-tensors", "gptq", "awq", or
     several: then each goes to a folder of `output`). Where: `device` ("auto", "cpu", "gpu", "gpu:N" as `monoquant
     devices` numbers them, an adapter's name, or several that share the work: "gpu:0,gpu:1"), `output` and `force` (file to
-    file, streamed, for paths). Checks: `sample_input`, `run_validation`, `on_failure` ("error", "warn", "ignore"),
+    file, streamed, for paths); then also `resume` (go on with what an unfinished run has finished), `verify` (hold the
+    output against the input before it appears) and `report` (a JSON file that `monoquant reproduce` runs again),
+    `max_memory` ("512MiB") and `max_shard_size` ("5GB"). Checks: `sample_input`, `run_validation`, `on_failure` ("error", "warn", "ignore"),
     `accuracy_warning`, `sqnr_warning_threshold`, `sqnr_error_threshold`.
 
     ConfigurationError: arguments that are not accepted, or static 8 bits without data. InputError: a model or file that

@@ -24,36 +24,40 @@ def quantize_file(model: str, options: Options, run: Run) -> QuantizationResult:
     with statistics(run.calibration) as more:
         progress = Progress("quantize", 1, run.show_progress)
 
-        def advance(done: int, total: int) -> None:
-            progress.total = max(total, 1)
-            progress(done)
-
-        output = str(Path(run.output or "").expanduser())
-        arguments = options.arguments(_types(options)) + more
-        report = json.loads(_native.quantize_file(model, output, arguments, run.device, run.force, advance))
-        progress.finish()
+        arguments = [*run.arguments(), *options.arguments(_types(options)), *more]
+        report = _write("quantize", model, run.output or "", arguments, progress)
     return QuantizationResult(None, info_of(options, report), path=Path(report["output"]))
 
 
 def convert_model(
     model: str | os.PathLike[str], output: str | os.PathLike[str], format: str | Iterable[str], *, force: bool = False,
-    device: str = "auto", show_progress: bool = False,
+    resume: bool = False, verify: bool = False, report: str | os.PathLike[str] | None = None, device: str = "auto",
+    show_progress: bool = False,
 ) -> Path:
     """Writes the quantized layers of a file or directory in another layout ("compressed-tensors", "gptq", "awq"; of
-    several, each in a folder of `output`), with the same codes and scales. Returns the output's path.
+    several, each in a folder of `output`), with the same codes and scales. Returns the output's path. `resume`, `verify`
+    and `report` are those of `quantize`.
 
     QuantizationError: the layout cannot hold these layers as they are. InputError: the file is damaged.
     """
+    run = Run(None, show_progress, device=device, output=output, force=force, resume=resume, verify=verify,
+              report=report)
+    arguments = [*run.arguments(), *(f"--format={name}" for name in formats(format))]
     progress = Progress("convert", 1, show_progress)
+    return Path(_write("convert", existing(model), output, arguments, progress)["output"])
+
+
+def _write(command: str, model: str, output: str | os.PathLike[str], arguments: list[str], progress: Progress) -> Any:
+    """Runs a command of the engine from file to file; its report."""
 
     def advance(done: int, total: int) -> None:
         progress.total = max(total, 1)
         progress(done)
 
-    target = str(Path(output).expanduser())
-    report = json.loads(_native.convert_file(existing(model), target, list(formats(format)), device, force, advance))
+    places = [f"--model={model}", f"--output={Path(output).expanduser()}"]
+    report = json.loads(_native.write([command, *places, *arguments], advance))
     progress.finish()
-    return Path(report["output"])
+    return report
 
 
 def quantize_checkpoint(model: str | Mapping[str, Any], options: Options, run: Run) -> QuantizationResult:

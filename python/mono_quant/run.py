@@ -28,6 +28,11 @@ class Run:
     device: str = "auto"
     output: str | os.PathLike[str] | None = None
     force: bool = False
+    resume: bool = False
+    verify: bool = False
+    report: str | os.PathLike[str] | None = None
+    max_memory: int | str | None = None
+    max_shard_size: int | str | None = None
     sample_input: Any = None
     run_validation: bool | None = None
     on_failure: str = "error"
@@ -36,7 +41,7 @@ class Run:
     sqnr_error_threshold: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("show_progress", "force"):
+        for name in ("show_progress", "force", "resume", "verify"):
             yes_or_no(name, getattr(self, name))
         if self.run_validation is not None:
             yes_or_no("run_validation", self.run_validation)
@@ -48,8 +53,14 @@ class Run:
         if not isinstance(self.device, str) or not self.device:
             raise ConfigurationError(f"device={self.device!r}",
                                      "'auto', 'cpu', 'gpu', 'gpu:N', a part of an adapter's name, or 'gpu:0,gpu:1'")
-        if self.output is not None and not isinstance(self.output, (str, os.PathLike)):
-            raise ConfigurationError(f"output={self.output!r}", "a path")
+        for name in ("output", "report"):
+            path = getattr(self, name)
+            if path is not None and not isinstance(path, (str, os.PathLike)):
+                raise ConfigurationError(f"{name}={path!r}", "a path")
+        for name in ("max_memory", "max_shard_size"):
+            size = getattr(self, name)
+            if size is not None and not isinstance(size, str) and not is_int(size):
+                raise ConfigurationError(f"{name}={size!r}", "a number of bytes, or a text such as '5GB' or '512MiB'")
         if self.calibration is not None and not isinstance(self.calibration, (str, os.PathLike)):
             if not hasattr(self.calibration, "to_json"):
                 raise ConfigurationError(f"calibration={self.calibration!r}", "what calibrate() returns, or its file")
@@ -63,6 +74,12 @@ class Run:
         data = self.calibration_data is not None
         if self.output is not None and not path:
             raise ConfigurationError("output= is for paths", "result.save(path)")
+        for name in ("resume", "verify", "report", "max_memory", "max_shard_size"):
+            if getattr(self, name) and self.output is None:
+                raise ConfigurationError(f"{name}= is for runs from file to file", "the path of a checkpoint with output=…")
+        if self.report is not None and hasattr(self.calibration, "to_json"):
+            raise ConfigurationError("report= with statistics that are in no file, so that nobody could run it again",
+                                     "calibration.save(FILE) and calibration=FILE")
         if not module and (data or self.sample_input is not None):
             what = "calibration_data" if data else "sample_input"
             raise ConfigurationError(f"{what} with a file or state dict, which cannot run",
@@ -74,6 +91,14 @@ class Run:
             )
         if self.calibration is not None and not static:
             raise ConfigurationError("calibration= is for static inputs", "bits=8 with dynamic=False")
+
+    def arguments(self) -> list[str]:
+        """Where and how, as the command line says it; `output` aside."""
+        said = [f"--{name}" for name in ("force", "resume", "verify") if getattr(self, name)]
+        said += [f"--report={Path(self.report).expanduser()}"] if self.report is not None else []
+        sizes = {"--max-memory": self.max_memory, "--max-shard-size": self.max_shard_size}
+        said += [f"{option}={size}" for option, size in sizes.items() if size is not None]
+        return [f"--device={self.device}", *said]
 
     def check_device(self) -> None:
         """ConfigurationError: there is no such device. Costs a moment, so only for runs that would lose more."""

@@ -3,7 +3,8 @@
 use super::{
     INTERRUPTED,
     args::{Command, Reproduce, Verify, parsed},
-    planned, print, show, work,
+    print, show,
+    writing::{planned, work},
 };
 use crate::{
     error::{Error, Result},
@@ -122,6 +123,6 @@ fn again(args: &Reproduce, recorded: &Recorded, output: &Path) -> Result<Reprodu
     }
     let start = Instant::now();
     let (prepared, settings, out) = planned(&cli.command)?;
-    let (report, _) = work(start, &prepared, settings, out, &cli.command, command)?;
+    let (report, _) = work(start, &prepared, settings, out, &cli.command, command, None)?;
     Ok(compare(recorded, &report, output))
 }
