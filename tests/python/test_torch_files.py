@@ -154,7 +154,7 @@ def test_a_training_checkpoint(tmp_path):
         report = quantize(tmp_path / "c.pt", tmp_path / "o.pt", "--preset", "fp16", "--include", "^2.bias$", "--force")
         notes = "\n".join(report["notes"])
         assert "the weights are those under `model_state_dict`" in notes
-        assert "beside the weights, and left out: `epoch (int)`, `optimizer (dict)`, `best (float)`" in notes
+        assert "beside the weights, and left out: `epoch (whole number)`, `optimizer (dict)`, `best (float)`" in notes
         assert "every name began with `module.`, which is taken off" in notes
         found = torch.load(tmp_path / "o.pt", weights_only=True)
         assert set(found) == set(model.state_dict())
@@ -224,7 +224,7 @@ def test_tensors_that_are_no_plain_data_are_refused_by_name(tmp_path):
         torch.save({"fine": torch.randn(2), "w.x": tensor}, tmp_path / "m.pt")
         done = subprocess.run([BINARY, "inspect", tmp_path / "m.pt"], capture_output=True, text=True)
         assert done.returncode == 2 and "tensor `w.x`" in done.stderr and why in done.stderr, done.stderr
-    for what, kind in [(torch.randn(3), "single tensor"), ([torch.randn(3)], "list"), ({}, "dict without tensors"), (5, "int")]:
+    for what, kind in [(torch.randn(3), "single tensor"), ([torch.randn(3)], "list"), ({}, "dict without tensors"), (5, "whole number")]:
         torch.save(what, tmp_path / "m.pt")
         done = subprocess.run([BINARY, "inspect", tmp_path / "m.pt"], capture_output=True, text=True)
         assert done.returncode == 2 and kind in done.stderr, done.stderr
