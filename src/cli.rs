@@ -29,6 +29,7 @@ use crate::{
 use args::{Cli, Command};
 use serde::Serialize;
 use std::{
+    borrow::Cow,
     ffi::OsString,
     io::{ErrorKind, Write},
     sync::{
@@ -46,10 +47,14 @@ static LOST: AtomicBool = AtomicBool::new(false);
 
 /// Writes a line. Names of tensors may hold anything: control characters are written as escapes.
 fn line(to: &mut dyn Write, text: &str) {
-    let visible: String = text
-        .chars()
-        .flat_map(|c| if c.is_control() && c != '\n' { c.escape_default().collect() } else { vec![c] })
-        .collect();
+    let strange = |c: char| c.is_control() && c != '\n';
+    let visible: Cow<str> = match text.contains(strange) {
+        false => text.into(),
+        true => text
+            .chars()
+            .flat_map(|c| if strange(c) { c.escape_default().collect() } else { vec![c] })
+            .collect(),
+    };
     written(writeln!(to, "{visible}").and_then(|()| to.flush()));
 }
 
