@@ -90,8 +90,9 @@ struct WriterFile {
     /// What closes it, if it is an archive.
     archive: Option<torch::Archive>,
     growth: Mutex<Growth>,
-    /// Bytes that were written since the disk was told to take them.
+    /// Bytes that were written, and how many there are to be until the disk is told to take them.
     dirty: AtomicU64,
+    flush_at: AtomicU64,
     /// From an earlier run: complete, and not to be touched.
     finished: Option<WrittenFile>,
     /// Whether it was said that it is complete.
@@ -108,8 +109,9 @@ struct Growth {
     said: u64,
 }
 
-/// Bytes that are written to a file until the disk is told to take them.
-const DIRTY: u64 = 64 << 20;
+/// Bytes that are written to a file until the disk is told to take them: first, so that little is left to wait for at the
+/// end of a small one, then as many again as there are, and at most.
+const DIRTY: [u64; 2] = [16 << 20, 64 << 20];
 /// Bytes that a file grows by until it is worth saying.
 const GROWN: u64 = 1 << 20;
 
@@ -193,9 +195,10 @@ impl Writer {
     /// Counts bytes of a tensor; once they are all there, a longer part of the file may be hashed.
     fn written(&self, file: usize, slot: &Slot, bytes: u64) -> Result<()> {
         let before = slot.written.fetch_add(bytes, Ordering::Release);
-        let WriterFile { slots, archive, growth, dirty, .. } = &self.files[file];
-        if dirty.fetch_add(bytes, Ordering::Relaxed) + bytes >= DIRTY {
-            dirty.store(0, Ordering::Relaxed);
+        let WriterFile { slots, archive, growth, dirty, flush_at, .. } = &self.files[file];
+        let all = dirty.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if all >= flush_at.load(Ordering::Relaxed) {
+            flush_at.store(all + all.min(DIRTY[1]), Ordering::Relaxed);
             self.finisher.dirty(file);
         }
         if before + bytes < slot.bytes || archive.is_some() {

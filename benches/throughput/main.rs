@@ -19,6 +19,10 @@ use files::Files;
 use monoquant::device::Choice;
 use table::Row;
 
+/// As the command has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const USAGE: &str = "options of this benchmark:
   --gib N          size of the usual input [1]
   --runs N         measurements of each row [5]

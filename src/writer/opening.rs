@@ -16,7 +16,7 @@ use super::gathered::Gathered;
 use super::layout::{FileLayout, Placed};
 use super::manifest::{Identity, Manifest};
 use super::workplace::bytes_in;
-use super::{Growth, Slot, Writer, WriterFile};
+use super::{DIRTY, Growth, Slot, Writer, WriterFile};
 use crate::error::{Error, Result};
 use crate::reader::Stamps;
 use crate::reader::handles::{Handles, write_at};
@@ -95,8 +95,16 @@ impl Writer {
             let mut order: Vec<usize> = (0..slots.len()).collect();
             order.sort_by_key(|&i| (slots[i].start, slots[i].bytes));
             let growth = Mutex::new(Growth { order, complete: 0, said: 0 });
-            let dirty = AtomicU64::new(0);
-            WriterFile { dirty, slots, archive, growth, finished, completed: AtomicBool::new(false) }
+            let (dirty, flush_at) = (AtomicU64::new(0), AtomicU64::new(DIRTY[0]));
+            WriterFile {
+                dirty,
+                flush_at,
+                slots,
+                archive,
+                growth,
+                finished,
+                completed: AtomicBool::new(false),
+            }
         };
         let files = files.into_iter().zip(placed).zip(finished).map(file).collect();
         let jobs = earlier.as_ref().map_or_else(BTreeMap::new, |manifest| manifest.jobs.clone());
