@@ -33,7 +33,7 @@ use std::{
     ffi::OsString,
     io::{ErrorKind, Write},
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Instant,
@@ -128,6 +128,9 @@ fn catch_signals() {
         };
         // without a handler a signal still ends the process; only the clean-up is lost
         let _ = ctrlc::set_handler(handler);
+        // A limit on the size of files would end the process, too: with a handler a write fails, and says so.
+        #[cfg(unix)]
+        let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
     });
 }
 
