@@ -30,6 +30,7 @@ const ONE_GB: &str = "1 GB in tensors of 64 MiB";
 /// What a copying program would need for the same bytes: where it grows as well, it is the machine's.
 const ONE_GB_COPY: &str = "cp of 1 GB in tensors of 64 MiB, cut to w4a16's size, then fsync";
 const ONE_TENSOR: &str = "0.66 GB in one tensor";
+const TEN_TENSORS: &str = "6.6 GB in ten tensors";
 
 /// Made inputs, in a folder that goes when the program ends.
 pub struct Files {
@@ -187,7 +188,7 @@ pub fn rows<'a>(files: &Rc<Files>, large: bool) -> Vec<Row<'a>> {
         row("w8a8 file to file, CPU", files, &cpu, usual("w8a8"), all).time_of(COPY, 1.25),
         row(W4A16, files, &cpu, usual("w4a16"), all).time_of(COPY, 1.25),
         row("w4a16 mse file to file, CPU", files, &cpu, mse, all).time_of(W4A16, 3.0),
-        row("w4a16 file to file, CPU, --max-memory 128MiB", files, &cpu, small, all).time_of(W4A16, None),
+        row("w4a16 file to file, CPU, --max-memory 128MiB", files, &cpu, small, all).time_of(W4A16, 1.1),
         row(ONE_GB, files, &cpu, usual("w4a16"), |files| files.input(GB)),
         Row::new(ONE_GB_COPY, copying(files, GB)),
     ];
@@ -198,12 +199,14 @@ pub fn rows<'a>(files: &Rc<Files>, large: bool) -> Vec<Row<'a>> {
         rows.push(row(name, files, &cpu, usual("w4a16"), input).time_of(ONE_GB, None));
         rows.push(Row::new(copy, copying(files, tenths * GB / 10)).time_of(ONE_GB_COPY, None));
     }
-    let one = |files: &Files| files.tensors(10_000 << 16, 10_000 << 16);
-    rows.push(row(ONE_TENSOR, files, &cpu, usual("w4a16"), one));
-    for &count in if large { &[10_000, 100_000][..] } else { &[10_000] } {
+    // the same weights in few tensors and in many
+    let numbers = [(10_000, ONE_TENSOR), (100_000, TEN_TENSORS)];
+    for (count, few) in numbers.into_iter().take(1 + usize::from(large)) {
+        let large = move |files: &Files| files.tensors(count << 16, 10_000 << 16);
+        rows.push(row(few, files, &cpu, usual("w4a16"), large));
         let name = format!("{count} tensors of 64 KiB");
         let input = move |files: &Files| files.tensors(count << 16, 1 << 16);
-        rows.push(row(name, files, &cpu, usual("w4a16"), input).time_of(ONE_TENSOR, 2.0));
+        rows.push(row(name, files, &cpu, usual("w4a16"), input).time_of(few, 2.0));
     }
     rows
 }

@@ -79,7 +79,7 @@ pub struct Out {
     /// adapter's name, or several that share the work: gpu:0,gpu:1
     #[arg(short, long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
-    /// Memory to stay under
+    /// Memory to stay under; the plan takes some 5 KB a tensor besides
     #[arg(long, default_value = "512MiB", value_name = "SIZE", value_parser = size)]
     pub max_memory: ByteSize,
     /// Read the output again and hold it against the input, before it takes its place: every code is within half a step of its
@@ -272,7 +272,7 @@ pub struct Verify {
     /// Also compare the SHA-256 of every file with this report, as --report or --json wrote it
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,
-    /// Memory to stay under
+    /// Memory to stay under; the plan takes some 5 KB a tensor besides
     #[arg(long, default_value = "512MiB", value_name = "SIZE", value_parser = size)]
     max_memory: ByteSize,
     /// Print as JSON
