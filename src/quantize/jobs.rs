@@ -8,10 +8,7 @@ use crate::{
     writer::Writer,
 };
 use serde_json::{Value, json};
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::{cell::RefCell, collections::BTreeMap};
 
 /// The jobs of a plan, as they are done.
 pub(super) struct Ledger<'a> {
@@ -19,31 +16,42 @@ pub(super) struct Ledger<'a> {
     writer: &'a Writer,
     /// What came of the jobs that an earlier run did.
     earlier: BTreeMap<usize, JobResult>,
+    /// Jobs that write into each file, but for files that are finished.
+    of_file: Vec<Vec<usize>>,
     state: RefCell<State>,
 }
 
 struct State {
     /// Jobs that each file waits for.
     missing: Vec<usize>,
-    /// What came of the jobs of unfinished files.
-    results: BTreeMap<usize, Value>,
+    /// What came of the jobs of unfinished files; of one file alone nothing is noted.
+    results: BTreeMap<usize, JobResult>,
 }
 
 impl<'a> Ledger<'a> {
     /// Done are the jobs that write into no other files than those that the writer has finished.
     pub fn new(plan: &'a Plan, writer: &'a Writer) -> Self {
-        let mut missing = vec![0; plan.files.len()];
+        let mut of_file = vec![Vec::new(); plan.files.len()];
         let mut earlier = BTreeMap::new();
         for (number, job) in plan.jobs.iter().enumerate() {
-            let unfinished: Vec<usize> =
-                files(job).into_iter().filter(|&file| !writer.is_finished(file)).collect();
-            if unfinished.is_empty() && !job.outputs.is_empty() {
+            let mut finished = !job.outputs.is_empty();
+            for file in files(job).into_iter().filter(|&file| !writer.is_finished(file)) {
+                of_file[file].push(number);
+                finished = false;
+            }
+            if finished {
                 let result = writer.earlier_jobs().get(&number).and_then(restored);
                 earlier.insert(number, result.unwrap_or_default());
             }
-            unfinished.into_iter().for_each(|file| missing[file] += 1);
         }
-        Ledger { plan, writer, earlier, state: RefCell::new(State { missing, results: BTreeMap::new() }) }
+        let missing = of_file.iter().map(Vec::len).collect();
+        Ledger {
+            plan,
+            writer,
+            earlier,
+            of_file,
+            state: RefCell::new(State { missing, results: BTreeMap::new() }),
+        }
     }
 
     /// What came of the jobs that an earlier run did.
@@ -53,20 +61,25 @@ impl<'a> Ledger<'a> {
 
     /// Takes up a job that is done; a file that waited for it only is finished.
     pub fn done(&self, number: usize, result: &JobResult) -> Result<()> {
-        let mut state = self.state.borrow_mut();
-        if *result != JobResult::default() {
-            state.results.insert(number, noted(result));
+        let State { missing, results } = &mut *self.state.borrow_mut();
+        if self.plan.files.len() > 1 && *result != JobResult::default() {
+            results.insert(number, result.clone());
         }
         for file in files(&self.plan.jobs[number]) {
             if self.writer.is_finished(file) {
                 continue;
             }
-            state.missing[file] -= 1;
-            if state.missing[file] == 0 {
-                let of_file = |number: &usize| files(&self.plan.jobs[*number]).contains(&file);
-                let results = state.results.iter().filter(|(number, _)| of_file(number));
-                self.writer
-                    .finish(file, results.map(|(&number, result)| (number, result.clone())).collect())?;
+            missing[file] -= 1;
+            if missing[file] == 0 {
+                let jobs = &self.of_file[file];
+                let noted = jobs.iter().filter_map(|job| Some((*job, noted(results.get(job)?))));
+                self.writer.finish(file, noted.collect())?;
+                // nobody asks for those again whose files are all finished
+                for job in
+                    jobs.iter().filter(|&&job| files(&self.plan.jobs[job]).iter().all(|&f| missing[f] == 0))
+                {
+                    results.remove(job);
+                }
             }
         }
         Ok(())
@@ -74,8 +87,11 @@ impl<'a> Ledger<'a> {
 }
 
 /// The files that a job writes into.
-fn files(job: &Job) -> BTreeSet<usize> {
-    job.outputs.iter().map(|place| place.file).collect()
+fn files(job: &Job) -> Vec<usize> {
+    let mut files: Vec<usize> = job.outputs.iter().map(|place| place.file).collect();
+    files.sort_unstable();
+    files.dedup();
+    files
 }
 
 /// Floats as their bits: they come back as they were.

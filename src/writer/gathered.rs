@@ -11,6 +11,8 @@ const SMALL: usize = 64 << 10;
 const LONG: usize = 256 << 10;
 /// Runs that may wait at a time. Shapes come long before the codes and scales that lie between them.
 const RUNS: usize = 256;
+/// Written runs whose memory is kept.
+const SPARE: usize = 8;
 /// Bytes that may wait at a time.
 const MOST: usize = 4 << 20;
 
@@ -24,6 +26,8 @@ type Place = (usize, u64);
 #[derive(Debug, Default)]
 struct Waiting {
     runs: BTreeMap<Place, Run>,
+    /// Memory of runs that were written, for those to come.
+    spare: Vec<Vec<u8>>,
     /// Of all runs.
     bytes: usize,
     writes: u64,
@@ -50,13 +54,19 @@ impl Gathered {
         }
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let run = waiting.join(file, at, bytes);
+        let put = |waiting: &mut Waiting, run: Place| {
+            let bytes = waiting.take(run);
+            let done = put(run.0, run.1, &bytes);
+            waiting.keep(bytes);
+            done
+        };
         if waiting.runs[&run].bytes.len() >= LONG {
-            put(file, run.1, &waiting.take(run))?;
+            put(&mut waiting, run)?;
         }
         while (waiting.runs.len() > RUNS || waiting.bytes > MOST)
             && let Some(run) = waiting.oldest()
         {
-            put(run.0, run.1, &waiting.take(run))?;
+            put(&mut waiting, run)?;
         }
         Ok(())
     }
@@ -64,8 +74,12 @@ impl Gathered {
     /// Hands everything to `put`: before bytes are read again, and at the end.
     pub fn flush<E>(&self, put: impl Fn(usize, u64, &[u8]) -> Result<(), E>) -> Result<(), E> {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Waiting { runs, .. } = std::mem::take(&mut *waiting);
-        runs.iter().try_for_each(|(&(file, at), run)| put(file, at, &run.bytes))
+        waiting.bytes = 0;
+        for ((file, at), run) in std::mem::take(&mut waiting.runs) {
+            put(file, at, &run.bytes)?;
+            waiting.keep(run.bytes);
+        }
+        Ok(())
     }
 }
 
@@ -78,11 +92,23 @@ impl Waiting {
         let before = before.filter(|((f, start), run)| (*f, start + run.bytes.len() as u64) == (file, at));
         let place = before.map_or((file, at), |(place, _)| *place);
         let after = self.runs.remove(&(file, at + bytes.len() as u64)).unwrap_or_default();
-        let run = self.runs.entry(place).or_default();
+        let spare = &mut self.spare;
+        let run = self
+            .runs
+            .entry(place)
+            .or_insert_with(|| Run { bytes: spare.pop().unwrap_or_default(), grown: 0 });
         run.grown = self.writes;
         run.bytes.extend_from_slice(bytes);
         run.bytes.extend_from_slice(&after.bytes);
+        self.keep(after.bytes);
         place
+    }
+
+    fn keep(&mut self, mut bytes: Vec<u8>) {
+        if bytes.capacity() >= SMALL && self.spare.len() < SPARE {
+            bytes.clear();
+            self.spare.push(bytes);
+        }
     }
 
     /// The run that waited longest since it grew.
