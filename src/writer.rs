@@ -214,7 +214,7 @@ impl Writer {
         let end = complete.checked_sub(1).map_or(0, |last| slots[order[last]].end());
         if end - *said >= GROWN {
             *said = end;
-            self.flush()?;
+            self.gathered.flush_before(file, end, |file, at, bytes| self.put(file, at, bytes))?;
             self.finisher.grown(file, end);
         }
         Ok(())

@@ -71,6 +71,22 @@ impl Gathered {
         Ok(())
     }
 
+    /// Hands a file's bytes before `end` to `put`, so that they can be read; what comes later waits for its neighbours.
+    pub fn flush_before<E>(
+        &self,
+        file: usize,
+        end: u64,
+        put: impl Fn(usize, u64, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(run) = waiting.runs.range((file, 0)..(file, end)).next().map(|(&run, _)| run) {
+            let bytes = waiting.take(run);
+            put(file, run.1, &bytes)?;
+            waiting.keep(bytes);
+        }
+        Ok(())
+    }
+
     /// Hands everything to `put`: before bytes are read again, and at the end.
     pub fn flush<E>(&self, put: impl Fn(usize, u64, &[u8]) -> Result<(), E>) -> Result<(), E> {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -180,6 +196,20 @@ mod tests {
         gathered.flush(put(&puts)).unwrap();
         let layer = [[1; 10], [2; 10], [3; 10]].concat();
         assert_eq!(puts.into_inner(), [(0, 0, layer.repeat(100))]);
+    }
+
+    #[test]
+    fn bytes_behind_those_that_are_asked_for_go_on_waiting() {
+        let (gathered, puts) = (Gathered::default(), Puts::default());
+        let add = |file, at, byte| gathered.add(file, at, &[byte; 10], put(&puts)).unwrap();
+        add(1, 20, 3);
+        add(0, 0, 1);
+        add(1, 0, 1);
+        gathered.flush_before(1, 10, put(&puts)).unwrap();
+        assert_eq!(*puts.borrow(), [(1, 0, vec![1; 10])]);
+        add(1, 10, 2);
+        gathered.flush(put(&puts)).unwrap();
+        assert_eq!(puts.borrow()[1..], [(0, 0, vec![1; 10]), (1, 10, [[2; 10], [3; 10]].concat())]);
     }
 
     #[test]
