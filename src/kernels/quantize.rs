@@ -35,8 +35,9 @@ pub fn suits(params: &TileParams) -> bool {
     params.group_len.is_multiple_of(8) && params.row_len.is_multiple_of(8)
 }
 
-/// Weights that are handled together: they stay in the nearest cache from range to code.
-const SPAN: usize = 8192;
+/// Weights that are handled together: they stay in a core's second cache from range to code. (In shorter spans the reading
+/// ahead from memory is interrupted too often.)
+const SPAN: usize = 65536;
 /// Pairs of weights coded at a time, and partial sums kept side by side: a whole number of vectors everywhere.
 const LANES: usize = 16;
 /// 3 · 2^22: adding it rounds to an integer, ties to even, which lands in the low bits.
