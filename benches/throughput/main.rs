@@ -25,7 +25,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const USAGE: &str = "options of this benchmark:
   --gib N          size of the usual input [1]
-  --runs N         measurements of each row [5]
+  --runs N         runs over all rows; what takes a moment is measured several times in each [5]
   --only TEXT      rows with this in their names, and the yardsticks that they are held against
   --device NAME    the GPU that is measured: gpu (any), or a part of an adapter's name [gpu]
   --large          16 GB and 100,000 tensors, too (needs 40 GB of disk)";

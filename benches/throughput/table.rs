@@ -108,6 +108,9 @@ pub struct Measured {
     ratios: Vec<f64>,
 }
 
+/// Seconds that a row is measured for in a run, if once takes less: a moment says little on a busy machine.
+const BRIEF: f64 = 0.3;
+
 /// Runs all rows in turn, `runs` times, so that a machine whose speed drifts treats all alike.
 pub fn measure(rows: &mut [Row], runs: usize) -> Vec<Measured> {
     let terminal = std::io::stderr().is_terminal();
@@ -120,17 +123,21 @@ pub fn measure(rows: &mut [Row], runs: usize) -> Vec<Measured> {
             let other = rows[i].against.as_ref().and_then(|against| {
                 rows.iter().position(|row| row.name == against.row).map(|other| (other, against.by))
             });
-            let beside = other.map(|(other, by)| {
-                let sample = (rows[other].measure)();
-                measured[other].samples.push(sample);
-                (sample, by)
-            });
-            let own = (rows[i].measure)();
-            measured[i].samples.push(own);
-            measured[i].ratios.extend(beside.map(|(other, by)| match by {
-                By::Rate => own.value() / other.value(),
-                By::Time => other.value() / own.value(),
-            }));
+            let mut seconds = 0.0;
+            while seconds < BRIEF {
+                let beside = other.map(|(other, by)| {
+                    let sample = (rows[other].measure)();
+                    measured[other].samples.push(sample);
+                    (sample, by)
+                });
+                let own = (rows[i].measure)();
+                seconds += own.seconds + beside.map_or(0.0, |(sample, _)| sample.seconds);
+                measured[i].samples.push(own);
+                measured[i].ratios.extend(beside.map(|(other, by)| match by {
+                    By::Rate => own.value() / other.value(),
+                    By::Time => other.value() / own.value(),
+                }));
+            }
         }
     }
     if terminal {
