@@ -33,10 +33,6 @@ pub use stamps::{Stamp, Stamps};
 /// What [`Checkpoint::open`] accepts, for messages.
 const ACCEPTED: &str = "accepted: a .safetensors file, a checkpoint of torch (.pt, .pth, .bin, .ckpt), a .gguf file, or a \
                         directory with one, or with the index of several";
-/// Prefixes that wrappers put before every name: DataParallel, torch.compile.
-const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
-/// Wrappers in wrappers.
-const WRAPPED: usize = 8;
 /// Names that a message shows of many.
 const SHOWN: usize = 8;
 
@@ -269,45 +265,6 @@ impl Checkpoint {
         }
         self.tensors.extend(kept);
         self.files.push(path);
-        Ok(())
-    }
-
-    /// Takes off what a wrapper put before every name, and takes up ties that an earlier run noted.
-    fn unwrap_names(&mut self) {
-        for _ in 0..WRAPPED {
-            let Some(prefix) = WRAPPERS.into_iter().find(|prefix| {
-                let mut names = self.tensors.iter().map(|t| &t.info.name).chain(self.tied.keys());
-                !self.tensors.is_empty()
-                    && names.all(|name| name.len() > prefix.len() && name.starts_with(prefix))
-            }) else {
-                break;
-            };
-            let unwrapped = |name: &str| name[prefix.len()..].to_owned();
-            self.tensors.iter_mut().for_each(|t| t.info.name = unwrapped(&t.info.name));
-            self.tied = self.tied.iter().map(|(a, b)| (unwrapped(a), unwrapped(b))).collect();
-            self.notes.push(format!("every name began with `{prefix}`, which is taken off"));
-        }
-        let ours = self.metadata.get("monoquant").and_then(|text| serde_json::from_str(text).ok());
-        let noted = ours.and_then(|ours: serde_json::Value| {
-            serde_json::from_value::<BTreeMap<String, String>>(ours.get("tied")?.clone()).ok()
-        });
-        let stored: HashSet<&str> = self.tensors.iter().map(|t| t.info.name.as_str()).collect();
-        let noted = noted.unwrap_or_default().into_iter().filter(|(name, _)| !stored.contains(name.as_str()));
-        self.tied.extend(noted);
-    }
-
-    /// Refuses two tensors of one name, which only happens among files without an index.
-    fn check_names(&self) -> Result<()> {
-        let mut seen: HashMap<&str, usize> = HashMap::new();
-        for t in &self.tensors {
-            if let Some(first) = seen.insert(&t.info.name, t.file) {
-                let path = |file: usize| self.files.get(file).unwrap_or(&self.path);
-                return Err(Error::format(
-                    path(t.file),
-                    format!("tensor `{}` is also in {}", t.info.name, path(first).display()),
-                ));
-            }
-        }
         Ok(())
     }
 
