@@ -6,6 +6,7 @@ use crate::{
     reader::Checkpoint,
     report::Squares,
     tensor::{TensorInfo, View},
+    threads,
 };
 use rayon::prelude::*;
 use serde::Serialize;
@@ -63,6 +64,7 @@ pub fn compare(a: &Path, b: &Path, interrupted: &AtomicBool) -> Result<Compariso
 
 /// Compares `b` with `a`.
 pub fn compare_checkpoints(a: &Checkpoint, b: &Checkpoint, interrupted: &AtomicBool) -> Result<Comparison> {
+    threads::start()?;
     let mut sides = [Side::open(a)?, Side::open(b)?];
     let names = [0, 1].map(|i: usize| sides[i].names.clone());
     sides[0].untie(&names[1]);

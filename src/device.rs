@@ -7,6 +7,7 @@ use crate::{
     fallback::Fallback,
     gpu::{self, Adapter, GpuBackend, GpuOptions},
     several::Several,
+    threads,
 };
 use std::collections::VecDeque;
 
@@ -56,6 +57,7 @@ struct Others {
 
 /// Opens the device that was asked for. Nothing is compiled or compared yet: see [`Device::verify`].
 pub fn open(choice: &Choice, options: &GpuOptions) -> Result<Device> {
+    threads::start()?;
     match choice {
         Choice::Cpu => Ok(fixed(cpu("--device cpu"))),
         Choice::Auto => {

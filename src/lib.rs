@@ -41,6 +41,7 @@ pub mod several;
 pub mod stream;
 pub mod sweeps;
 pub mod tensor;
+mod threads;
 pub mod tiles;
 pub mod unpack;
 pub mod validate;

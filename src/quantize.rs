@@ -184,7 +184,9 @@ pub(crate) fn finish_preparing(
     }
     let path = destination.path();
     let replace = settings.force || is_empty_directory(path);
-    if path.symlink_metadata().is_ok() && !replace {
+    if let Some(unfit) = destination.unfit() {
+        problems.push(unfit);
+    } else if path.symlink_metadata().is_ok() && !replace {
         problems.push(format!(
             "{}: exists already; --force replaces it, --output names another place",
             path.display()

@@ -15,6 +15,7 @@ use crate::{
     pairs::{Side, Weight, cut, partner},
     reader::Checkpoint,
     tensor::View,
+    threads,
 };
 use bounds::{Outcome, Pair};
 use rayon::prelude::*;
@@ -127,6 +128,7 @@ pub fn verify(
     max_memory: u64,
     interrupted: &AtomicBool,
 ) -> Result<Verification> {
+    threads::start()?;
     let mut verification = Verification {
         output: output.to_owned(),
         against: against.path().to_owned(),

@@ -4,6 +4,7 @@ use super::Problem;
 use crate::{
     error::{Error, Result},
     reader::json,
+    threads,
     writer::{WrittenFile, list_files, sha256_of_file},
 };
 use rayon::prelude::*;
@@ -50,6 +51,7 @@ fn place(output: &Path, files: &[WrittenFile], file: &WrittenFile) -> PathBuf {
 
 /// Files of an output that are not those of a report, and files that the report does not know.
 pub fn check(output: &Path, files: &[WrittenFile]) -> Result<Vec<Problem>> {
+    threads::start()?;
     if output.is_file() && files.len() > 1 {
         let what = format!(
             "is one file, and the report holds {} files; accepted: the output that the report is of",

@@ -47,6 +47,21 @@ impl Destination {
         }
     }
 
+    /// Why no output can go there, whatever may be replaced.
+    pub(crate) fn unfit(&self) -> Option<String> {
+        let path = self.path();
+        if path == Path::new("-") {
+            return Some(
+                "-: an output is a file or a directory, not the standard output; ./- is one of that name"
+                    .into(),
+            );
+        }
+        let (parent, name) = resolve(path).ok()?;
+        let kind = fs::symlink_metadata(parent.join(name)).ok()?;
+        let wanted = other_kind(&kind, matches!(self, Destination::Directory(_)))?;
+        Some(format!("{}: exists and is not {wanted}; --output names another place", path.display()))
+    }
+
     /// The path as given.
     pub fn path(&self) -> &Path {
         match self {
@@ -182,18 +197,23 @@ fn check(path: &Path, directory: bool, force: bool) -> Result<bool> {
         Err(e) => return Err(Error::io("open", path)(e)),
     };
     let shown = path.display();
-    match (directory, kind.is_dir(), kind.is_file()) {
-        (true, false, _) => {
-            Err(Error::refused(format!("{shown} exists and is not a directory; choose another name")))
+    match other_kind(&kind, directory) {
+        Some(wanted) => {
+            Err(Error::refused(format!("{shown} exists and is not {wanted}; choose another name")))
         }
-        (false, _, false) => {
-            Err(Error::refused(format!("{shown} exists and is not a file; choose another name")))
-        }
-        _ if !force => Err(Error::refused(format!("{shown} exists already; --force replaces it"))),
-        (true, ..) if !is_model(path)? => Err(Error::refused(format!(
+        None if !force => Err(Error::refused(format!("{shown} exists already; --force replaces it"))),
+        None if directory && !is_model(path)? => Err(Error::refused(format!(
             "{shown} does not look like a model (neither config.json nor .safetensors in it), so not even --force removes it"
         ))),
-        _ => Ok(true),
+        None => Ok(true),
+    }
+}
+
+/// What the output would be, where what is there is something else.
+fn other_kind(kind: &fs::Metadata, directory: bool) -> Option<&'static str> {
+    match directory {
+        true => (!kind.is_dir()).then_some("a directory"),
+        false => (!kind.is_file()).then_some("a file"),
     }
 }
 

@@ -92,9 +92,9 @@ impl Growing {
         let Growing { file, hasher, at, .. } = self;
         let (full, fulls) = mpsc::sync_channel::<Vec<u8>>(AHEAD);
         let (empty, empties) = mpsc::sync_channel(AHEAD);
-        thread::scope(|scope| {
+        let read = thread::scope(|scope| {
             let (start, file) = (*at, &*file);
-            let reading = scope.spawn(move || {
+            let reading = thread::Builder::new().spawn_scoped(scope, move || {
                 let mut at = start;
                 while at < end {
                     let mut part = empties.try_recv().unwrap_or_else(|_| vec![0; PART]);
@@ -107,13 +107,16 @@ impl Growing {
                 }
                 Ok(())
             });
+            let reading = reading.ok()?;
             for part in fulls {
                 hasher.update(&part);
                 *at += part.len() as u64;
                 let _ = empty.try_send(part);
             }
-            reading.join().unwrap_or_else(|_| Err(io::Error::other("internal error: a thread failed")))
-        })
+            Some(reading.join().unwrap_or_else(|_| Err(io::Error::other("internal error: a thread failed"))))
+        });
+        // where no thread may be started, one does it all
+        read.unwrap_or_else(|| self.advance(end, u64::MAX).map(drop))
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, ScopedJoinHandle};
 
 use serde_json::Value;
 
@@ -15,6 +15,7 @@ use super::digest::{Growing, WrittenFile};
 use super::manifest::Manifest;
 use crate::error::{Error, Result};
 use crate::reader::Stamps;
+use crate::threads;
 
 /// The thread. It is stopped when this is dropped.
 #[derive(Debug)]
@@ -52,16 +53,16 @@ pub(super) struct Files {
 }
 
 impl Finisher {
-    pub fn start(files: Files) -> Self {
+    pub fn start(files: Files) -> Result<Self> {
         let (sender, receiver) = channel();
         let shared = Arc::new(Shared::default());
         let (dirty, dirtied) = channel();
         let paths: Vec<PathBuf> = files.files.iter().map(|(_, path)| path.clone()).collect();
         let seen = shared.clone();
-        let flusher = thread::spawn(move || flush(&paths, &dirtied, &seen));
+        let flusher = threads::spawn(move || flush(&paths, &dirtied, &seen))?;
         let seen = shared.clone();
-        let thread = thread::spawn(move || work(files, &receiver, &seen));
-        Finisher { sender: Some(sender), thread: Some(thread), flusher: Some((dirty, flusher)), shared }
+        let thread = threads::spawn(move || work(files, &receiver, &seen))?;
+        Ok(Finisher { sender: Some(sender), thread: Some(thread), flusher: Some((dirty, flusher)), shared })
     }
 
     /// The bytes of a file before `end` are there for good.
@@ -204,11 +205,12 @@ impl Work {
         self.ends.remove(&file);
         let growing = self.open(file)?;
         let (name, path) = &self.files.files[file];
-        // The disk is slow where a core is busy: both at a time.
+        // The disk is slow where a core is busy: both at a time, if there may be a thread.
         let (flushed, digest) = thread::scope(|scope| {
-            let flushing = scope.spawn(|| OpenOptions::new().write(true).open(path)?.sync_all());
+            let flush = || OpenOptions::new().write(true).open(path)?.sync_all();
+            let flushing = thread::Builder::new().spawn_scoped(scope, flush);
             let digest = growing.finish();
-            (flushing.join(), digest)
+            (flushing.map_or_else(|_| Ok(flush()), ScopedJoinHandle::join), digest)
         });
         let (bytes, sha256) = digest.map_err(Error::io("read", path))?;
         let flushed = flushed.unwrap_or_else(|_| Err(io::Error::other("internal error: a thread failed")));

@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::reader::Stamps;
 use crate::reader::handles::{Handles, write_at};
 use crate::report;
+use crate::threads;
 
 /// How an output begins.
 #[derive(Debug, Clone, Default)]
@@ -55,6 +56,7 @@ impl Writer {
         }
         let placed: Vec<_> = files.iter().map(FileLayout::place).collect::<Result<_>>()?;
         check_names(&files)?;
+        threads::start()?;
         let mut staging = Staging::create(dest, start.replace)?;
         let earlier = take_over(&mut staging, &start)?;
         let output = staging.work.output();
@@ -113,7 +115,7 @@ impl Writer {
             files: names.into_iter().zip(paths.iter().cloned()).collect(),
             manifest: manifest.map(|manifest| (manifest, staging.work.path().to_owned())),
             stamps: start.stamps.clone(),
-        });
+        })?;
         let handles = Handles::new(paths, true);
         let gathered = Gathered::default();
         Ok(Writer { handles, finisher, gathered, files, jobs, stamps: start.stamps, staging })

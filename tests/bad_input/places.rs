@@ -116,13 +116,25 @@ pub fn cases() -> Vec<Case> {
             "output: a file where a directory is",
             all([sound(), without("out.safetensors"), directory("out.safetensors")]),
             QUANTIZE,
-            "./out.safetensors exists and is not a file; choose another name",
+            "out.safetensors: exists and is not a file; --output names another place",
         ),
         refused(
             "output: a directory where a file is",
             all([model(), without("out"), file("out", "before")]),
             crate::DIRECTORY,
-            "./out exists and is not a directory; choose another name",
+            "out: exists and is not a directory; --output names another place",
+        ),
+        refused(
+            "output: a device",
+            sound(),
+            "quantize -m x.safetensors -o /dev/null -f",
+            "/dev/null: exists and is not a directory; --output names another place",
+        ),
+        refused(
+            "output: standard output",
+            sound(),
+            "quantize -m x.safetensors -o -",
+            "-: an output is a file or a directory, not the standard output; ./- is one of that name",
         ),
         refused(
             "output: a link in a circle",
