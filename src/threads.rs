@@ -10,12 +10,20 @@ use std::{
 /// Starts the threads of the CPU's kernels, of comparing and hashing, once in a process: as many as there are cores, or
 /// as RAYON_NUM_THREADS says.
 pub(crate) fn start() -> Result<()> {
-    static STARTED: OnceLock<Option<String>> = OnceLock::new();
-    let failed = STARTED.get_or_init(|| {
+    static STARTED: OnceLock<(u32, Option<String>)> = OnceLock::new();
+    let process = std::process::id();
+    let (of_process, failed) = STARTED.get_or_init(|| {
         // if somebody else has started them, there they are
         let started = rayon::ThreadPoolBuilder::new().build_global();
-        started.err().and_then(|e| std::error::Error::source(&e).map(|e| refused(&e.to_string())))
+        let failed =
+            started.err().and_then(|e| std::error::Error::source(&e).map(|e| refused(&e.to_string())));
+        (process, failed)
     });
+    if *of_process != process {
+        let what = "this process was forked from one whose threads had been started, and has none of them; start \
+                    processes anew (in Python: multiprocessing.get_context(\"spawn\"))";
+        return Err(Error::Device(what.into()));
+    }
     failed.as_ref().map_or(Ok(()), |what| Err(Error::Device(what.clone())))
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from . import _native
 from .exceptions import InputError
@@ -32,7 +33,22 @@ def plain(name: str, tensor: Tensor) -> Tensor:
     if tensor.is_meta:
         raise InputError(f"{name}: a tensor on the device meta holds no data; load the weights first")
     tensor = tensor.detach().cpu()
+    if not _in_memory(tensor):
+        raise InputError(f"{name}: a tensor without memory of its own (freed, sharded, fake, or inside a transform of "
+                         "torch.func)", "tensors that hold their values")
     return tensor.resolve_conj().resolve_neg() if tensor.is_conj() or tensor.is_neg() else tensor
+
+
+def _in_memory(tensor: Tensor) -> bool:
+    """Whether all elements lie in the tensor's storage, as the engine reads them from there."""
+    try:
+        if not tensor.numel():
+            return True
+        last = tensor.storage_offset() + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride()))
+        whole = tensor.untyped_storage().nbytes() >= (last + 1) * tensor.element_size()
+        return whole and not isinstance(tensor, FakeTensor) and tensor.data_ptr() != 0
+    except RuntimeError:  # wrappers have neither storage nor address
+        return False
 
 
 def finite(tensor: Tensor) -> bool:
@@ -52,7 +68,8 @@ def tied_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     first: dict[tuple[Any, ...], str] = {}
     tied = {}
     for name, tensor in tensors.items():
-        if tensor.numel() and tensor.layout == torch.strided and not tensor.is_meta:
+        # what is not in memory is refused when it is read
+        if tensor.numel() and tensor.layout == torch.strided and not tensor.is_meta and _in_memory(tensor):
             kept = first.setdefault(_identity(tensor), name)
             if kept != name:
                 tied[name] = kept
@@ -71,6 +88,8 @@ def source(
     for name, tensor in tensors.items():
         if name in tied:
             continue
+        if not isinstance(name, str) or name.encode(errors="ignore").decode() != name:
+            raise InputError(f"the name of a tensor is {name!r}", "a text of Unicode characters")
         cpu = plain(name, tensor)
         dtype = str(cpu.dtype).removeprefix("torch.")
         entries.append((name, dtype, list(cpu.shape), list(cpu.stride()), cpu.data_ptr(), cpu))
@@ -82,7 +101,10 @@ def run(
     plan: _native.Plan, device: str, progress: Callable[[int], None] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Computes a plan: its tensors by name, in order, and the engine's report."""
-    made = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, dtype, shape in plan.outputs}
+    # another device may be torch's default
+    made = {name: torch.empty(shape, dtype=getattr(torch, dtype), device="cpu") for name, dtype, shape in plan.outputs}
+    if not all(map(_in_memory, made.values())):
+        raise InputError("torch makes tensors without memory now", "to run outside of FakeTensorMode and torch.func")
     places = [(tensor.data_ptr(), tensor.nbytes, tensor) for tensor in made.values()]
     return made, json.loads(plan.run(places, device, progress))
 

@@ -7,6 +7,7 @@ import difflib
 import json
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,7 +132,7 @@ def calibrate(
     recorder = Recorder({name: make() for name in modules})
     batches = Batches(data, model.forward, device, dtype, num_calibration_samples)
     names = {id(module): name for name, module in model.named_modules()}
-    with _as_it_was(model, device), torch.no_grad(), _layer_by_layer(model), contextlib.ExitStack() as hooks:
+    with _ALONE, _as_it_was(model, device), torch.no_grad(), _layer_by_layer(model), contextlib.ExitStack() as hooks:
         for module in model.modules():
             module.training = False  # not eval(), which some models override to do more, such as merging adapters
         for name, module in modules.items():
@@ -265,6 +266,10 @@ def placement(*groups: Iterable[Tensor]) -> tuple[torch.device | None, torch.dty
     return device, dtype
 
 
+_ALONE = threading.RLock()
+"""Held while a model runs: hooks, attributes and switches of torch are changed meanwhile, and put back."""
+
+
 @contextlib.contextmanager
 def _as_it_was(model: nn.Module, device: torch.device | None) -> Iterator[None]:
     """Puts back what running may change: attributes (`training` among them), buffers, and random state."""
@@ -330,5 +335,5 @@ def run_on(model: nn.Module, inputs: Any) -> Any:
     random state are left as they were."""
     device, dtype = placement(model.parameters(), model.buffers())
     (batch,) = Batches([inputs], model.forward, device, dtype, 1, cut=False)
-    with _as_it_was(model, device):
+    with _ALONE, _as_it_was(model, device):
         return model(*batch.args, **batch.kwargs)

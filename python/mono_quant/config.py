@@ -77,10 +77,15 @@ def options_from(**kwargs: Any) -> Options:
     found = {name: kwargs[name] for name in ("bits", "dynamic", "scheme")}
     if kwargs.get("dtype") is not None:
         found["bits"] = bits_of(kwargs["dtype"])
-    if kwargs.get("symmetric") is not None:
-        found["scheme"] = "symmetric" if kwargs["symmetric"] else "asymmetric"
+    symmetric = kwargs.get("symmetric")
+    if symmetric is not None:
+        if not isinstance(symmetric, bool):
+            raise ConfigurationError(f"symmetric={symmetric!r}", "True or False")
+        found["scheme"] = "symmetric" if symmetric else "asymmetric"
     found |= {name: kwargs[name] for name in _PLAIN if kwargs.get(name) is not None}
     found["exclude"] = tuple(named(p) for key in _SKIP_NAMES for p in _listed(key, kwargs.get(key)))
+    if kwargs.get("layer_names") is not None and not list(_listed("layer_names", kwargs["layer_names"])):
+        raise ConfigurationError("layer_names names no layer", "names of layers, or None for all")
     found["include"] = tuple(named(p) for p in _listed("layer_names", kwargs.get("layer_names")))
     found["skip_types"] = tuple(_type(key, kind) for key in _SKIP_TYPES for kind in _listed(key, kwargs.get(key)))
     if kwargs.get("layer_types") is not None:

@@ -113,6 +113,9 @@ def _filled(path: str | Path, model: nn.Module, state: dict[str, Tensor], plan: 
         filled.load_state_dict(state | others, strict=True)
     except (RuntimeError, ValueError) as e:
         raise InputError(f"{path} does not fit {type(model).__name__}: {e}", "build the module that was quantized") from e
+    left = [name for name, t in [*filled.named_parameters(), *filled.named_buffers()] if t.is_meta]
+    if left:
+        raise InputError(f"{left[0]} is on the device meta, and not in {path}", "a model whose other tensors hold values")
     if _cast_to(plan.input_metadata) == "float16":
         models.half_rest(filled)
     models.remember(filled, plan.input_metadata)
@@ -128,12 +131,14 @@ def _cast_to(metadata: Mapping[str, str]) -> str | None:
 def dequantize_model(model: Any, dtype: torch.dtype = torch.float32) -> Any:
     """Floats again: a copy of a module with standard modules, or a dict of float tensors from a state dict, a result or
     the path of a file."""
+    metadata = None
     if isinstance(model, QuantizationResult):
+        metadata = model.metadata
         model = model.model if model.model is not None else model.path
     model = models.unwrapped(model)
     if isinstance(model, nn.Module):
         return models.replaced(model, lambda module: module.to_float()).to(dtype)
-    given = _tensors.source("state dict", model) if isinstance(model, Mapping) else existing(model)
+    given = _tensors.source("state dict", model, metadata=metadata) if isinstance(model, Mapping) else existing(model)
     items = json.loads(_native.inspect_model(given))["items"]
     cast = not any(item.get("scheme") for item in items) and any(item["kind"] in ("F16", "BF16") for item in items)
     plan = _native.load(given) if cast else _native.dequantize(given, str(dtype).removeprefix("torch."))

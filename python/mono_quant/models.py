@@ -194,13 +194,13 @@ def build(
             continue
         if found.shape != tensor.shape:
             raise ValueError(f"{name} has shape {list(found.shape)}, the module's has {list(tensor.shape)}")
-        found = found.to(tensor.device)
+        found = found.to(_home(tensor))
         memo[id(tensor)] = nn.Parameter(found, tensor.requires_grad) if parameter else found
     return _copied(model, memo, made)
 
 
 def _copied(model: nn.Module, memo: dict[int, Any], replaced: list[tuple[nn.Module, nn.Module]]) -> nn.Module:
-    """A deepcopy in which some modules are replaced, which keep their hooks."""
+    """A deepcopy in which some modules are replaced, which keep their hooks and attributes."""
     for module in model.modules():
         for value in vars(module).values():
             # results of weight_norm and the like, which deepcopy refuses; the next forward makes them anew
@@ -211,9 +211,17 @@ def _copied(model: nn.Module, memo: dict[int, Any], replaced: list[tuple[nn.Modu
         for old, new in replaced:
             for hooks in _HOOKS:
                 vars(new)[hooks] = copy.deepcopy(vars(old)[hooks], memo)
+            # what a model has noted at its layer, and looks for there
+            noted = {n: v for n, v in vars(old).items() if not n.startswith("_") and not hasattr(new, n)}
+            vars(new).update(copy.deepcopy(noted, memo))
     except Exception as e:
         raise InputError(f"{type(model).__name__} cannot be copied: {e}", "make copy.deepcopy(model) work") from e
     return copied
+
+
+def _home(tensor: Tensor) -> torch.device:
+    """Where what takes its place goes: a module on the device meta is filled on the CPU."""
+    return torch.device("cpu") if tensor.is_meta else tensor.device
 
 
 def _quantized(
@@ -221,11 +229,14 @@ def _quantized(
 ) -> nn.Module:
     cls = quantized_class(layer.module)
     assert cls is not None
-    parts, device = {}, next(layer.module.parameters()).device
+    parts, device = {}, _home(next(layer.module.parameters()))
     for weight, name in names.items():
         if weight in coded:
             found = {s: outputs[name + s] for s in _tensors.SUFFIXES if name + s in outputs}
             parts.update({weight + suffix: tensor.to(device) for suffix, tensor in found.items()})
+    for name, parameter in layer.module.named_parameters(recurse=False):
+        if parameter.is_meta and name not in coded and layer.key(name) in outputs:
+            parts[name] = outputs[layer.key(name)]
     inputs = {_inputs(scheme) for scheme in coded.values()}.pop() if cls.takes_inputs else None
     if inputs == "static":
         for part in ("input_scale", "input_zero_point"):

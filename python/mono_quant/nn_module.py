@@ -59,8 +59,12 @@ def quantize_module(model: Any, options: Options, run: Run) -> QuantizationResul
     models.remember(quantized, plan.metadata)
     info = info_of(options, report, tied, reasons, getattr(calibration, "samples", 0))
     info.warnings += [*unused, *getattr(calibration, "warnings", [])]
+    if static and run.calibration is not None:
+        info.warnings += _of_another(run.calibration, model, info.skip_reasons)
     # parameters: buffers may be masks
     info.warnings += _tensors.not_finite({n: p for n, p in model.named_parameters() if n in info.skip_reasons})
+    extra = [name for name in model.state_dict() if name.rpartition(".")[2] == "_extra_state"]
+    info.warnings += [f"{name} is no tensor: it stays in the model, and is not saved to files" for name in extra]
     info.warnings += _sensitive(json.loads(plan.rows), layers)
     if options.bits == 16:
         info.warnings += _mixed(info.skip_reasons, state)
@@ -80,6 +84,22 @@ def _calibrate(model: nn.Module, plan: _native.Plan, layers: list[models.Layer],
     return calibrate(model, run.calibration_data, observer=options.observer, layers=names,
                      num_calibration_samples=run.num_calibration_samples,
                      symmetric=options.activation_scheme == "symmetric", show_progress=run.show_progress)
+
+
+def _of_another(calibration: Any, model: nn.Module, reasons: dict[str, str]) -> list[str]:
+    """Warnings about statistics that were brought along and are not of this model, or of a part of it."""
+    from .calibration import Calibration
+
+    statistics = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    strange = [name for name in statistics.observers if name not in modules]
+    missed = [name for name, reason in reasons.items() if reason == "not reached by calibration"]
+    found = []
+    if strange:
+        found.append(f"the calibration has {len(strange)} layers that the model has not, such as {strange[0]}")
+    if missed and not set(missed) & {f"{name}.weight" for name in statistics.unreached}:
+        found.append(f"{len(missed)} layers stay float, as the calibration does not have them, such as {missed[0]}")
+    return found
 
 
 def _sensitive(rows: list[dict[str, Any]], layers: list[models.Layer]) -> list[str]:

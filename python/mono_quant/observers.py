@@ -92,7 +92,7 @@ class Observer:
         QuantizationError: nothing was observed yet, or the range is infinite.
         """
         scales, zero_points, _, _ = self._native.qparams(bits, symmetric, signed, reduce_range)
-        return torch.tensor(scales, dtype=torch.float32), torch.tensor(zero_points, dtype=torch.int32)
+        return torch.tensor(scales, dtype=torch.float32, device="cpu"), torch.tensor(zero_points, dtype=torch.int32, device="cpu")
 
     def range(self) -> tuple[Tensor, Tensor] | None:
         """Low and high that suit affine codes of 8 bits: float32 `[1]` or `[channels]`. None before any data.
@@ -103,7 +103,7 @@ class Observer:
         if found is None:
             return None
         low, high = zip(*found)
-        return torch.tensor(low, dtype=torch.float32), torch.tensor(high, dtype=torch.float32)
+        return torch.tensor(low, dtype=torch.float32, device="cpu"), torch.tensor(high, dtype=torch.float32, device="cpu")
 
     @property
     def min_val(self) -> Tensor:

@@ -10,8 +10,10 @@ class Progress:
     """Counts up to `total`. Silent if not `shown`."""
 
     def __init__(self, what: str, total: int, shown: bool) -> None:
-        self.what, self.total, self.done, self.shown = what, max(total, 1), 0, shown
-        self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
+        # programs without a console have no stderr
+        self.what, self.total, self.done, self.shown = what, max(total, 1), 0, shown and sys.stderr is not None
+        terminal = getattr(sys.stderr, "isatty", None)
+        self.live = (terminal is not None and terminal()) or "ipykernel" in sys.modules
         self.told, self.start = 0.0, time.monotonic()
 
     def __call__(self, more: int) -> None:

@@ -75,7 +75,8 @@ class Run:
         if self.output is not None and not path:
             raise ConfigurationError("output= is for paths", "result.save(path)")
         for name in ("resume", "verify", "report", "max_memory", "max_shard_size"):
-            if getattr(self, name) and self.output is None:
+            given = getattr(self, name)
+            if given is not None and given is not False and self.output is None:
                 raise ConfigurationError(f"{name}= is for runs from file to file", "the path of a checkpoint with output=…")
         if self.report is not None and hasattr(self.calibration, "to_json"):
             raise ConfigurationError("report= with statistics that are in no file, so that nobody could run it again",
@@ -110,12 +111,15 @@ def thresholds(accuracy_warning: str, *decibels: float | None) -> None:
     """Refuses what is none."""
     one_of("accuracy_warning", accuracy_warning, ON_FAILURE)
     for value in decibels:
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        # NaN is not itself
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value != value):
             raise ConfigurationError(f"an SQNR threshold of {value!r}", "a number of dB")
 
 
 def existing(path: str | os.PathLike[str]) -> str:
     """The path of a model, `~` expanded. InputError: there is nothing."""
+    if path == "":
+        raise InputError("the path of a model is empty", "the path of a checkpoint, or of a directory with one")
     found = Path(path).expanduser()
     if not found.exists():
         raise InputError(f"{found}: no such file or directory", "the path of a checkpoint, or of a directory with one")

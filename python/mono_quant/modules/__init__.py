@@ -30,13 +30,14 @@ QUANTIZED: dict[type[nn.Module], type[QuantizedModule]] = {
 
 def quantized_class(module: nn.Module) -> type[QuantizedModule] | None:
     """The class that can take this module's place: that of its type, or of the standard class whose forward it inherits
-    unchanged. None for others, whose own forward would be lost."""
+    unchanged. None for others, whose own forward would be lost, be it the class's or the module's."""
     kind = type(module)
     if kind.__module__ == "transformers.pytorch_utils" and kind.__name__ == "Conv1D":
         return QuantizedLinear
     for standard, quantized in QUANTIZED.items():
-        same = ("forward", "_conv_forward", "__call__")
-        if issubclass(kind, standard) and all(getattr(kind, n, None) is getattr(standard, n, None) for n in same):
+        same = ("forward", "_conv_forward", "_output_padding", "permute_hidden", "__call__")
+        inherited = all(getattr(kind, n, None) is getattr(standard, n, None) for n in same)
+        if issubclass(kind, standard) and inherited and not any(n in vars(module) for n in same):
             return quantized
     return None
 

@@ -57,7 +57,9 @@ def words(elements: int, bits: int) -> int:
 
 def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
     """int32 `[rows, words]` → int8 `[rows, columns]`."""
-    stream = packed.contiguous().view(torch.uint8)  # as little-endian machines see it; torch supports no others
+    # a clone has the usual strides also where an axis of one element leaves others possible
+    words = packed if packed.stride(-1) == 1 else packed.clone(memory_format=torch.contiguous_format)
+    stream = words.contiguous().view(torch.uint8)  # as little-endian machines see it; torch supports no others
     if bits < 8:
         mask = (1 << bits) - 1
         stream = torch.stack([(stream >> shift) & mask for shift in range(0, 8, bits)], dim=-1).flatten(1)
@@ -76,7 +78,8 @@ def decode(codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
         scale = scale.view(1, -1)
         zero_point = None if zero_point is None else zero_point.view(1, -1)
     rows, columns = codes.shape
-    weight = codes.reshape(rows, scale.shape[1], -1).float()
+    groups = scale.shape[1]
+    weight = codes.reshape(rows, groups, columns // groups).float()
     if zero_point is not None:
         weight -= zero_point.unsqueeze(-1)
     weight *= scale.float().unsqueeze(-1)

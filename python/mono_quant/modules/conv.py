@@ -56,8 +56,8 @@ class _Direct(_QuantizedConv):
     config_names = _CONFIG
     _convolve: ClassVar[Callable[..., Tensor]]
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, weight, bias = self._operands(x)
+    def forward(self, input: Tensor) -> Tensor:
+        x, weight, bias = self._operands(input)
         padding = self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._edges(), mode=self.padding_mode), 0
@@ -99,8 +99,8 @@ class _Transposed(_QuantizedConv):
     config_names = (*_CONFIG, "output_padding")
     _convolve: ClassVar[Callable[..., Tensor]]
 
-    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        x, weight, bias = self._operands(x)
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        x, weight, bias = self._operands(input)
         padding = self.output_padding if output_size is None else self._output_padding(x, output_size)
         return self._convolve(x, weight, bias, self.stride, self.padding, padding, self.groups, self.dilation)
 

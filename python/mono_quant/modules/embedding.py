@@ -59,8 +59,8 @@ class QuantizedEmbedding(_Table):
         "num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse",
     )  # fmt: skip
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self._look_up(ids.reshape(-1)).view(*ids.shape, self.embedding_dim)
+    def forward(self, input: Tensor) -> Tensor:
+        return self._look_up(input.reshape(-1)).view(*input.shape, self.embedding_dim)
 
 
 class QuantizedEmbeddingBag(_Table):
@@ -75,15 +75,15 @@ class QuantizedEmbeddingBag(_Table):
         "include_last_offset", "padding_idx",
     )  # fmt: skip
 
-    def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
-        rows = self._look_up(ids.reshape(-1))
-        places = torch.arange(ids.numel(), device=ids.device).view(ids.shape)
+    def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        rows = self._look_up(input.reshape(-1))
+        places = torch.arange(input.numel(), device=input.device).view(input.shape)
         padding = None
         if self.padding_idx is not None:
             # all padding goes to one more row, which the bags then leave out
-            padding = ids.numel()
+            padding = input.numel()
             rows = torch.cat([rows, rows.new_zeros(1, self.embedding_dim)])
-            places = places.masked_fill(ids == self.padding_idx, padding)
+            places = places.masked_fill(input == self.padding_idx, padding)
         return F.embedding_bag(
             places,
             rows,

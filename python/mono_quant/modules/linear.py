@@ -34,17 +34,17 @@ class QuantizedLinear(WithWeight):
             return {"in_features": original.nx, "out_features": original.nf, "bias": True}
         return super()._config_of(original)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.inputs is None or not x.is_floating_point():
-            return self._float(x)
-        if x.shape[-1] != self.in_features:
-            raise ValueError(f"inputs of {x.shape[-1]} features, expected {self.in_features}")
+    def forward(self, input: Tensor) -> Tensor:
+        if self.inputs is None or not input.is_floating_point():
+            return self._float(input)
+        if input.shape[-1] != self.in_features:
+            raise ValueError(f"inputs of {input.shape[-1]} features, expected {self.in_features}")
         scale, zero_point = self._buffers.get(INPUT_SCALE), self._buffers.get(INPUT_ZERO_POINT)
         if scale is None:
-            scale = inputs.dynamic_scale(x, -1)
-        if self._int8_product(x, zero_point):
-            return self._int8(x, scale, zero_point)
-        return self._float(inputs.fake_quantize(x, scale, zero_point))
+            scale = inputs.dynamic_scale(input, -1)
+        if self._int8_product(input, zero_point):
+            return self._int8(input, scale, zero_point)
+        return self._float(inputs.fake_quantize(input, scale, zero_point))
 
     def _float(self, x: Tensor) -> Tensor:
         dtype = x.dtype if x.is_floating_point() else self._compute_dtype

@@ -25,6 +25,15 @@ class _Recurrent(QuantizedModule):
     bidirectional: bool
     proj_size: int = 0
 
+    def __getattr__(self, name: str) -> Any:
+        """`weight_ih_l0` and the like are decoded, in `compute_dtype`, made anew each time."""
+        if name in self.__dict__.get("_shapes", ()):
+            return self._weight(name, self._compute_dtype)
+        return super().__getattr__(name)
+
+    def flatten_parameters(self) -> None:
+        """Nothing: weights are decoded for every run."""
+
     def _flat_weights(self, dtype: torch.dtype) -> list[Tensor]:
         """In the order of torch's kernels: of each layer and direction, matrices, biases, projection."""
         weights = []
@@ -92,9 +101,9 @@ class QuantizedLSTM(_Recurrent):
     float_class = nn.LSTM
     config_names = (*_CONFIG, "proj_size")
 
-    def forward(self, x: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None) -> Any:
+    def forward(self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None) -> Any:
         sizes = [self.proj_size or self.hidden_size, self.hidden_size]
-        out, (h, c) = self._run(x, None if hx is None else list(hx), sizes, torch.lstm)
+        out, (h, c) = self._run(input, None if hx is None else list(hx), sizes, torch.lstm)
         return out, (h, c)
 
 
@@ -104,6 +113,6 @@ class QuantizedGRU(_Recurrent):
     float_class = nn.GRU
     config_names = _CONFIG
 
-    def forward(self, x: Tensor | PackedSequence, hx: Tensor | None = None) -> Any:
-        out, (h,) = self._run(x, None if hx is None else [hx], [self.hidden_size], torch.gru)
+    def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> Any:
+        out, (h,) = self._run(input, None if hx is None else [hx], [self.hidden_size], torch.gru)
         return out, h
