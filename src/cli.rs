@@ -11,9 +11,12 @@ macro_rules! complain {
 }
 
 mod args;
+mod aside;
 mod checks;
 pub mod log;
 mod show;
+#[cfg_attr(not(unix), path = "cli/signals_windows.rs")]
+mod signals;
 mod writing;
 
 use crate::{
@@ -33,7 +36,7 @@ use std::{
     ffi::OsString,
     io::{ErrorKind, Write},
     sync::{
-        Arc, OnceLock,
+        OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Instant,
@@ -121,16 +124,12 @@ pub fn formats(names: &[String]) -> Result<Vec<&'static dyn OutputFormat>> {
 fn catch_signals() {
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| {
-        let handler = || {
+        // without a handler a signal still ends the process; only the clean-up is lost
+        let _ = signals::catch(|| {
             if INTERRUPTED.swap(true, Ordering::Relaxed) {
                 std::process::exit(130);
             }
-        };
-        // without a handler a signal still ends the process; only the clean-up is lost
-        let _ = ctrlc::set_handler(handler);
-        // A limit on the size of files would end the process, too: with a handler a write fails, and says so.
-        #[cfg(unix)]
-        let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
+        });
     });
 }
 

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::File,
+    fs::{self, File},
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -118,9 +118,14 @@ struct State {
 }
 
 impl Profile {
-    /// Creates a trace's file, or empties it. Times count from `start`.
+    /// Creates a trace's file, in place of one that is there. Times count from `start`.
     pub fn create(path: &Path, start: Instant) -> Result<Self> {
-        let file = File::create(path).map_err(Error::io("write", path))?;
+        // a new one: what is there may have other names, or be one of another file
+        let gone = match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        };
+        let file = gone.and_then(|()| File::create_new(path)).map_err(Error::io("write", path))?;
         let profile = Profile::new(Some((path, file)), start);
         let name = json!({"name": "process_name", "ph": "M", "pid": 1, "args": {"name": "monoquant"}});
         profile.0.state().put("[\n", &name);

@@ -40,6 +40,49 @@ fn limited(folder: &Folder, processes: u32, arguments: &str) -> Output {
 }
 
 #[test]
+fn a_signal_that_is_ignored_does_not_stop_a_run() {
+    let folder = Folder::new();
+    let tensors = [("a.weight".to_owned(), weights(&[4096, 4096], Float::BF16, 7))].into();
+    save(&folder.path("x.safetensors"), &tensors);
+    let line =
+        "cd \"$0\"; trap '' HUP; exec \"$1\" quantize -m x.safetensors -o out.safetensors -d cpu --quiet";
+    let mut run = Command::new("bash")
+        .args(["-c", line])
+        .arg(folder.root())
+        .arg(env!("CARGO_BIN_EXE_monoquant"))
+        .env("MONOQUANT_CACHE_DIR", "")
+        .spawn()
+        .unwrap();
+    let mut signals = 0;
+    let status = loop {
+        if let Some(status) = run.try_wait().unwrap() {
+            break status;
+        }
+        let _ = Command::new("kill").args(["-HUP", &run.id().to_string()]).output().unwrap();
+        signals += 1;
+    };
+    assert!(status.success() && signals > 0, "{status:?} after {signals} signals");
+    assert!(folder.path("out.safetensors").exists());
+}
+
+/// A report that has another name on the disk stays what it is there.
+#[test]
+fn what_is_replaced_keeps_its_other_names() {
+    let folder = Folder::new();
+    let tensors = [("a.weight".to_owned(), weights(&[64, 64], Float::BF16, 7))].into();
+    save(&folder.path("x.safetensors"), &tensors);
+    let before = fs::read(folder.path("x.safetensors")).unwrap();
+    for aside in ["r.json", "t.json"] {
+        fs::hard_link(folder.path("x.safetensors"), folder.path(aside)).unwrap();
+    }
+    let [input, out, report, trace] =
+        ["x.safetensors", "o.safetensors", "r.json", "t.json"].map(|n| folder.text(n));
+    ok(&["quantize", "-m", &input, "-o", &out, "-f", "--report", &report, "--profile", &trace]);
+    assert_eq!(fs::read(input).unwrap(), before);
+    assert!(fs::read(report).unwrap() != before && fs::read(trace).unwrap() != before);
+}
+
+#[test]
 fn where_no_threads_can_be_started_it_says_so() {
     let folder = folder();
     let before = names(folder.root());

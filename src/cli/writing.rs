@@ -3,7 +3,7 @@
 use super::{
     INTERRUPTED,
     args::{Command, Out},
-    print, show, understood,
+    aside, print, show, understood,
 };
 use crate::{
     convert,
@@ -13,8 +13,7 @@ use crate::{
     report::Report,
     reproduce, unpack,
 };
-use serde::Serialize;
-use std::{ffi::OsString, path::Path, sync::atomic::AtomicBool, time::Instant};
+use std::{ffi::OsString, sync::atomic::AtomicBool, time::Instant};
 
 /// The plan of a command that writes a checkpoint.
 pub(super) fn planned(command: &Command) -> Result<(Prepared, Settings, &Out)> {
@@ -52,12 +51,13 @@ pub(super) fn write(
     if out.dry_run {
         return print(&prepared.plan.rows, out.json, || show::plan(&prepared));
     }
-    check_all_aside(&prepared, out)?;
+    aside::check(&prepared, out)?;
     let (report, profiled) = work(start, &prepared, settings, out, command, said, None)?;
-    print_report(&report, out)?;
+    // first what outlives a standard output that fails
     if let Some(path) = &out.report {
-        save(path, &report)?;
+        aside::save(path, &report)?;
     }
+    print_report(&report, out)?;
     profiled
 }
 
@@ -74,10 +74,10 @@ pub fn run_watched(arguments: Vec<OsString>, watch: &Watch) -> Result<Report> {
     let start = Instant::now();
     let (cli, said) = understood(arguments)?;
     let (prepared, settings, out) = planned(&cli.command)?;
-    check_all_aside(&prepared, out)?;
+    aside::check(&prepared, out)?;
     let (report, profiled) = work(start, &prepared, settings, out, &cli.command, said, Some(watch))?;
     if let Some(path) = &out.report {
-        save(path, &report)?;
+        aside::save(path, &report)?;
     }
     profiled.map(|()| report)
 }
@@ -146,43 +146,6 @@ pub(super) fn work(
     Ok((report, profiled))
 }
 
-fn check_all_aside(prepared: &Prepared, out: &Out) -> Result<()> {
-    for (option, path) in [("--report", &out.report), ("--profile", &out.profile)] {
-        if let Some(path) = path {
-            check_aside(option, path, prepared, out.force)?;
-        }
-    }
-    if out.profile.is_some() && out.profile == out.report {
-        return Err(Error::Usage("--report and --profile name the same file; name two".into()));
-    }
-    Ok(())
-}
-
-/// Refuses a file beside the output that could not be written, or would destroy something, before hours of work.
-fn check_aside(option: &str, path: &Path, prepared: &Prepared, force: bool) -> Result<()> {
-    let refuse = |what: String| Err(Error::Usage(format!("{option} {}: {what}", path.display())));
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let output = prepared.destination.path();
-    if path.starts_with(output) {
-        return refuse("lies inside the output, which appears in one step; name a place beside it".into());
-    }
-    let Ok(folder) = folder.canonicalize() else {
-        return refuse(format!("{} is no directory", folder.display()));
-    };
-    let model = prepared.checkpoint.path().canonicalize().unwrap_or_default();
-    let whole = path.file_name().map(|name| folder.join(name)).unwrap_or_default();
-    if whole.starts_with(&model) || output.canonicalize().is_ok_and(|output| whole.starts_with(output)) {
-        return refuse("lies inside the input or the output; name another place".into());
-    }
-    if path.is_dir() {
-        return refuse("is a directory; accepted is a file".into());
-    }
-    if path.exists() && !force {
-        return refuse("exists already; --force replaces it".into());
-    }
-    Ok(())
-}
-
 fn print_report(report: &Report, out: &Out) -> Result<()> {
     if out.json {
         return print(report, true, || {});
@@ -196,18 +159,4 @@ fn print_report(report: &Report, out: &Out) -> Result<()> {
     }
     say!("{}", report.output);
     Ok(())
-}
-
-fn save(path: &Path, value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(std::io::Error::other)
-        .map_err(Error::io("write", path))?;
-    // in one step, so that no half of it is ever there
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let new = path.with_file_name(format!(".{name}.monoquant-new"));
-    let saved = std::fs::write(&new, text + "\n").and_then(|()| std::fs::rename(&new, path));
-    saved.map_err(|e| {
-        let _ = std::fs::remove_file(&new);
-        Error::io("write", path)(e)
-    })
 }

@@ -203,7 +203,7 @@ fn check(path: &Path, directory: bool, force: bool) -> Result<bool> {
         }
         None if !force => Err(Error::refused(format!("{shown} exists already; --force replaces it"))),
         None if directory && !is_model(path)? => Err(Error::refused(format!(
-            "{shown} does not look like a model (neither config.json nor .safetensors in it), so not even --force removes it"
+            "{shown} does not look like a model (no .safetensors in it, nor a config.json without folders), so not even --force removes it"
         ))),
         None => Ok(true),
     }
@@ -221,31 +221,33 @@ fn other_kind(kind: &fs::Metadata, directory: bool) -> Option<&'static str> {
 /// delete, `--force` or not.
 fn is_model(path: &Path) -> Result<bool> {
     let mut folders = Vec::new();
-    let mut others = false;
+    let (mut others, mut config) = (false, false);
     for entry in fs::read_dir(path).map_err(Error::io("list", path))? {
         let entry = entry.map_err(Error::io("list", path))?;
-        if is_weight_or_config(&entry.file_name()) {
+        if is_weights(&entry.file_name()) {
             return Ok(true);
         }
+        config |= entry.file_name() == "config.json";
         match entry.file_type().map_err(Error::io("open", entry.path()))?.is_dir() {
             true => folders.push(entry.path()),
             false => others = true,
         }
     }
+    // a config beside folders may be anybody's
     if others {
-        return Ok(false);
+        return Ok(config && folders.is_empty());
     }
     for folder in folders {
         let mut entries = fs::read_dir(&folder).map_err(Error::io("list", &folder))?;
-        if !entries.any(|entry| entry.is_ok_and(|e| is_weight_or_config(&e.file_name()))) {
+        if !entries.any(|entry| entry.is_ok_and(|e| is_weights(&e.file_name()))) {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-fn is_weight_or_config(name: &OsStr) -> bool {
-    name == "config.json" || Path::new(name).extension().is_some_and(|e| e == "safetensors")
+fn is_weights(name: &OsStr) -> bool {
+    Path::new(name).extension().is_some_and(|e| e == "safetensors")
 }
 
 fn taken(path: &Path, error: io::Error) -> Error {

@@ -36,6 +36,8 @@ pub(super) struct Manifest {
 }
 
 const NAME: &str = "manifest.json";
+/// While it is written.
+const NEW: &str = "manifest.new";
 
 impl Identity {
     /// Why this run cannot go on with what `other` left, if so.
@@ -52,6 +54,9 @@ impl Identity {
 }
 
 impl Manifest {
+    /// Its files in the folder.
+    pub const NAMES: [&str; 2] = [NAME, NEW];
+
     pub fn new(identity: Identity) -> Self {
         Manifest { identity, finished: Vec::new(), jobs: BTreeMap::new() }
     }
@@ -63,7 +68,7 @@ impl Manifest {
 
     /// Writes it, in one step.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        let (place, new) = (folder.join(NAME), folder.join("manifest.new"));
+        let (place, new) = (folder.join(NAME), folder.join(NEW));
         let save = || -> io::Result<()> {
             let mut file = File::create(&new)?;
             file.write_all(&serde_json::to_vec_pretty(self)?)?;

@@ -240,6 +240,8 @@ fn force_replaces_a_model_and_nothing_else() {
     let dest = Destination::Directory(dir.clone());
     says(write(&dest, &[mixed()], true), &["does not look like a model"]);
     fs::write(dir.join("config.json"), "{}").unwrap();
+    says(write(&dest, &[mixed()], true), &["does not look like a model"]);
+    fs::write(dir.join("model.safetensors"), "").unwrap();
     write(&dest, &[mixed()], true).unwrap();
     write(&Destination::File(file.clone()), &[mixed()], true).unwrap();
     assert_eq!(names(tmp.path()), ["d", "f.safetensors"]);

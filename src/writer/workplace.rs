@@ -6,6 +6,7 @@ use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use super::digest::sha256;
+use super::manifest::Manifest;
 use crate::error::{Error, Result};
 
 /// Held by the run at work. The system takes the lock back when a process ends, however it ends.
@@ -47,6 +48,9 @@ impl Workplace {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => true,
                 Err(e) => return Err(Error::io("write in", path.parent().unwrap_or(&path))(e)),
             };
+            if found {
+                check_found(&path)?;
+            }
             let place = path.join(LOCK);
             let opened = File::options().read(true).write(true).create(true).truncate(false).open(&place);
             let mut lock = match opened {
@@ -126,6 +130,35 @@ impl Drop for Workplace {
         }
         self.release();
     }
+}
+
+/// Refuses a folder that no run has left: what is in it would be removed.
+fn check_found(path: &Path) -> Result<()> {
+    let refuse = |what: String| {
+        let path = path.display();
+        Err(Error::refused(format!("{path}: {what}; a run works in a folder of this name, so move it away")))
+    };
+    let entries = match fs::symlink_metadata(path) {
+        Ok(kind) if kind.is_dir() => fs::read_dir(path),
+        Ok(_) => return refuse("is not a folder".into()),
+        Err(e) => Err(e),
+    };
+    let entries = match entries {
+        Ok(entries) => entries,
+        // the run that had it removed it just now
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io("list", path)(e)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(Error::io("list", path))?;
+        let name = entry.file_name();
+        let ours = name == OUTPUT || name == REPLACED || Manifest::NAMES.iter().any(|n| name == *n);
+        let link = name == LOCK && !entry.file_type().is_ok_and(|kind| kind.is_file());
+        if link || !ours && name != LOCK {
+            return refuse(format!("holds {}, which no run has left there", name.to_string_lossy()));
+        }
+    }
+    Ok(())
 }
 
 /// Removes a file or a directory, if it is there.

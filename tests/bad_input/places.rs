@@ -203,6 +203,52 @@ pub fn cases() -> Vec<Case> {
             "a value is required for '--report <FILE.json>' but none was supplied",
         ),
         refused(
+            "report: is the output, spelled in another way",
+            sound(),
+            "quantize -m x.safetensors -o new.safetensors -f --report ./new.safetensors",
+            "--report ./new.safetensors: lies inside the input or the output; name another place",
+        ),
+        refused(
+            "report: a link to the input",
+            all([sound(), link("r.json", "x.safetensors")]),
+            "quantize -m x.safetensors -o new.safetensors -f --report r.json",
+            "--report r.json: is a link, a device or a pipe; accepted is a file, or the name of a new one",
+        ),
+        refused(
+            "report: a device",
+            sound(),
+            "quantize -m x.safetensors -o new.safetensors -f --report /dev/null",
+            "--report /dev/null: is a link, a device or a pipe; accepted is a file, or the name of a new one",
+        ),
+        refused(
+            "profile: a link to the input",
+            all([sound(), link("t.json", "x.safetensors")]),
+            "quantize -m x.safetensors -o new.safetensors -f --profile t.json",
+            "--profile t.json: is a link, a device or a pipe; accepted is a file, or the name of a new one",
+        ),
+        refused(
+            "profile: is the report, spelled in another way",
+            sound(),
+            "quantize -m x.safetensors -o new.safetensors --report r.json --profile ./r.json",
+            "--report and --profile name the same file; name two",
+        ),
+        refused(
+            "output: a link where the run works",
+            all([sound(), link(".out.safetensors.monoquant-partial", "nowhere")]),
+            QUANTIZE,
+            "./.out.safetensors.monoquant-partial: is not a folder; a run works in a folder of this name, so move it away",
+        ),
+        refused(
+            "output: somebody else's folder where the run works",
+            all([
+                sound(),
+                directory(".out.safetensors.monoquant-partial"),
+                file(".out.safetensors.monoquant-partial/thesis.txt", "precious"),
+            ]),
+            QUANTIZE,
+            "./.out.safetensors.monoquant-partial: holds thesis.txt, which no run has left there; a run works in a folder of this name, so move it away",
+        ),
+        refused(
             "report: is the trace",
             sound(),
             "quantize -m x.safetensors -o new.safetensors --report r.json --profile r.json",

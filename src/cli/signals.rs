@@ -1,0 +1,26 @@
+//! Signals that ask to stop.
+
+use crate::{error::Result, threads};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ},
+    flag,
+    iterator::Signals,
+};
+use std::sync::Arc;
+
+/// Has `asked` called at each of them, but for those that whoever started the process had ignored: `nohup` does.
+pub(super) fn catch(asked: impl Fn() + Send + 'static) -> Result<()> {
+    // A limit on the size of files would end the process, too: with a handler a write fails, and says so.
+    let _ = flag::register(SIGXFSZ, Arc::default());
+    let ignored = ignored();
+    let heard = [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
+    let Ok(mut signals) = Signals::new(heard) else { return Ok(()) };
+    threads::spawn(move || signals.forever().for_each(|_| asked())).map(drop)
+}
+
+/// A bit for each signal. (Only Linux tells without calls that are unsafe.)
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
