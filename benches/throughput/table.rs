@@ -1,7 +1,7 @@
 //! Rows, what they are held against, and how they are shown.
 
 use serde_json::{Value, json};
-use std::{io::IsTerminal, time::Instant};
+use std::{io::IsTerminal, process::Command, time::Instant};
 
 /// One measurement: bytes of bf16 weights that were gone through (0 where only time counts), and seconds.
 #[derive(Clone, Copy)]
@@ -123,6 +123,8 @@ pub fn measure(rows: &mut [Row], runs: usize) -> Vec<Measured> {
             let other = rows[i].against.as_ref().and_then(|against| {
                 rows.iter().position(|row| row.name == against.row).map(|other| (other, against.by))
             });
+            // what earlier rows wrote and removed must not keep the disk from this one
+            let _ = Command::new("sync").status();
             let mut seconds = 0.0;
             while seconds < BRIEF {
                 let beside = other.map(|(other, by)| {
