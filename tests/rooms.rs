@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-const ROOMS: [(&str, &[&str]); 16] = [
+const ROOMS: [(&str, &[&str]); 17] = [
     ("pyo3::", &["src/python.rs", "src/python/"]),
     ("rawzip::", &["src/reader/torch/archive.rs"]),
     (
@@ -12,14 +12,15 @@ const ROOMS: [(&str, &[&str]); 16] = [
     ("wgpu::", &["src/gpu.rs", "src/gpu/"]),
     ("pollster::", &["src/gpu.rs", "src/gpu/"]),
     ("clap::", &["src/cli.rs", "src/cli/args"]),
-    ("ctrlc::", &["src/cli.rs"]),
+    ("ctrlc::", &["src/cli/signals_windows.rs"]),
+    ("signal_hook::", &["src/cli/signals.rs"]),
     ("indicatif::", &["src/cli/show.rs"]),
     ("comfy_table::", &["src/cli/show.rs"]),
     ("half::", &["src/tensor.rs"]),
     ("rustix::", &["src/writer/destination.rs"]),
     ("fs4::", &["src/writer/opening.rs", "src/writer/destination.rs"]),
     ("sha2::", &["src/writer/digest.rs"]),
-    ("tempfile::", &["src/gpu/cache.rs"]),
+    ("tempfile::", &["src/gpu/cache.rs", "src/cli/aside.rs"]),
     ("multiversion::", &["src/kernels/"]),
     ("tracing_subscriber::", &["src/cli/log.rs"]),
 ];

@@ -8,12 +8,13 @@ use signal_hook::{
 };
 use std::sync::Arc;
 
-/// Has `asked` called at each of them, but for those that whoever started the process had ignored: `nohup` does.
+/// Has `asked` called at each of them, but not at the end of the terminal if `nohup` had it ignored.
 pub(super) fn catch(asked: impl Fn() + Send + 'static) -> Result<()> {
     // A limit on the size of files would end the process, too: with a handler a write fails, and says so.
     let _ = flag::register(SIGXFSZ, Arc::default());
-    let ignored = ignored();
-    let heard = [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
+    // (shells have SIGINT ignored in what runs in the background, where it is still wanted by name)
+    let heard =
+        if ignored() >> (SIGHUP - 1) & 1 == 0 { &[SIGINT, SIGTERM, SIGHUP][..] } else { &[SIGINT, SIGTERM] };
     let Ok(mut signals) = Signals::new(heard) else { return Ok(()) };
     threads::spawn(move || signals.forever().for_each(|_| asked())).map(drop)
 }
