@@ -82,6 +82,20 @@ fn what_is_replaced_keeps_its_other_names() {
     assert!(fs::read(report).unwrap() != before && fs::read(trace).unwrap() != before);
 }
 
+/// The disk that takes the standard output is full: Linux has one.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_report_outlives_a_standard_output_that_fails() {
+    let folder = Folder::new();
+    let tensors = [("a.weight".to_owned(), weights(&[64, 64], Float::BF16, 7))].into();
+    save(&folder.path("x.safetensors"), &tensors);
+    let [input, out, report] = ["x.safetensors", "o.safetensors", "r.json"].map(|n| folder.text(n));
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut run = command(&["quantize", "-m", &input, "-o", &out, "--report", &report, "--json"]);
+    assert_eq!(run.stdout(full).output().unwrap().status.code(), Some(1));
+    assert!(fs::read_to_string(report).unwrap().contains("sha256"));
+}
+
 #[test]
 fn where_no_threads_can_be_started_it_says_so() {
     let folder = folder();

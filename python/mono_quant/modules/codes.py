@@ -58,8 +58,8 @@ def words(elements: int, bits: int) -> int:
 def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
     """int32 `[rows, words]` → int8 `[rows, columns]`."""
     # a clone has the usual strides also where an axis of one element leaves others possible
-    words = packed if packed.stride(-1) == 1 else packed.clone(memory_format=torch.contiguous_format)
-    stream = words.contiguous().view(torch.uint8)  # as little-endian machines see it; torch supports no others
+    packed = packed if packed.stride(-1) == 1 else packed.clone(memory_format=torch.contiguous_format)
+    stream = packed.contiguous().view(torch.uint8)  # as little-endian machines see it; torch supports no others
     if bits < 8:
         mask = (1 << bits) - 1
         stream = torch.stack([(stream >> shift) & mask for shift in range(0, 8, bits)], dim=-1).flatten(1)
